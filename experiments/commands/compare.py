@@ -1,0 +1,217 @@
+"""``mnemograph compare``: run what is missing of a study, then print and draw the answer."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.errors import ResultsError, RunError
+
+if TYPE_CHECKING:
+    from experiments.results import Results
+    from experiments.run import Run
+    from experiments.study import Study
+    from experiments.workspace import Workspace
+
+SUMMARY = "compare memory arms with dense transformers at equal, fully counted compute"
+EXAMPLES = """\
+  mnemograph compare --quick                 a first answer in a few minutes
+  mnemograph compare --arms ngram graph --budgets 1e12 --seeds 3 --data my_texts/
+
+Runs that have finished are never repeated: stop with Ctrl-C and give the same command again to continue."""
+DEFAULT_STUDY = "memory_per_flop"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "study",
+        nargs="?",
+        default=DEFAULT_STUDY,
+        help=f"a study, or a file of your own (default: {DEFAULT_STUDY})",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: runs/STUDY)")
+    parser.add_argument("--quick", action="store_true", help="one small budget, one seed, the main arms")
+    parser.add_argument(
+        "--plan", action="store_true", help="print what would run and what it costs, and stop"
+    )
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms (dense always runs)")
+    parser.add_argument(
+        "--widths", nargs="+", type=_positive(int), metavar="N", help="widths of the dense frontier"
+    )
+    parser.add_argument(
+        "--budgets", nargs="+", type=_positive(float), metavar="FLOPS", help="such as 1e12 3e12"
+    )
+    parser.add_argument("--seeds", type=_positive(int), metavar="N", help="how many seeds")
+    parser.add_argument(
+        "--data", type=Path, metavar="PATH", help="a text file or a folder of them, for a corpus"
+    )
+    parser.add_argument(
+        "--vocab-size", type=_positive(int), metavar="N", help="tokens to learn; 257 for bytes"
+    )
+    parser.add_argument(
+        "--workers", type=_positive(int), metavar="N", help="processes (default: one per core)"
+    )
+    parser.add_argument("--wandb", choices=("off", "offline", "online"), default="off", help="log to W&B")
+    parser.add_argument(
+        "--fresh", action="store_true", help="set earlier results in DIR aside and begin anew"
+    )
+    parser.add_argument(
+        "--allow-mixed", action="store_true", help="accept earlier results of another revision of the code"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry the command out."""
+    from experiments.results import claim
+
+    name = Path(arguments.study).stem + ("-quick" if arguments.quick else "")
+    out = arguments.out or Path("runs") / name
+    if not arguments.plan:
+        claim(out)  # before the seconds that loading takes
+    if arguments.data is not None and not arguments.data.expanduser().exists():
+        raise RunError(f"{arguments.data} does not exist: give --data a text file or a folder of them")
+    from experiments.compare import cost
+    from experiments.results import read_rows
+    from experiments.scheduler import available_cores
+
+    study = _study(arguments)
+    runs = study.plan()
+    workers = arguments.workers or available_cores()
+    if arguments.plan:
+        for planned in runs:
+            print(f"  {planned.label()}")
+        print(f"{study.name}: {study.question}")
+        print(cost(runs, read_rows(out)[0] if out.is_dir() else [], workers))
+        return 0
+    return _compare(study, runs, out, workers, arguments)
+
+
+def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: argparse.Namespace) -> int:
+    from experiments.commands.report import conclude, remember
+    from experiments.compare import carry_out, cost
+    from experiments.controls import overlap
+    from experiments.data.corpus import cache_root
+    from experiments.results import Results
+    from experiments.run import execute
+    from experiments.step import check_sizes
+    from experiments.workspace import Workspace
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    again = shlex.join(["mnemograph", *(word for word in arguments.line if word != "--fresh")])
+    workspace = Workspace(study.data, out.resolve(), cache_root().parent, arguments.wandb, study.arm_table)
+    corpus = load_corpus(workspace.spec)
+    with Results(out, corpus.fingerprint, study.name, fresh=arguments.fresh) as results:
+        _check(results, runs, workspace, arguments.allow_mixed)
+        check_sizes(runs, study.arm_table, corpus.vocab_size)
+        for note in results.notes:
+            print(f"Note: {note}", file=sys.stderr)
+        pending = [planned for planned in runs if planned.key(corpus.fingerprint) not in results.finished]
+        print(f"{study.name}: {study.question}")
+        if len(pending) < len(runs):
+            print(f"{len(runs) - len(pending)} of {len(runs)} runs have finished before.")
+        if pending:
+            print(f"To do: {cost(pending, results.rows, workers)}.")
+        about: dict[str, Any] = {"question": study.question, "command": again, "corpus": corpus.description}
+        remember(out, about)
+        try:
+            failed = carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
+        except KeyboardInterrupt:
+            done = len({planned.key(corpus.fingerprint) for planned in runs} & results.finished)
+            print(
+                f"Stopped. {done} of {len(runs)} runs have finished and are kept in {out}. To continue: {again}\n"
+                f"To see what there is so far: mnemograph report {shlex.quote(str(out))}",
+                file=sys.stderr,
+            )
+            return 130
+        if not results.rows:
+            raise RunError(f"no run finished. The first: {failed[0].run.label()}: {failed[0].reason}")
+        print("Comparing held-out text with training text", file=sys.stderr)
+        about["audit"] = {
+            name: {f"{n} tokens found in train": share for n, share in shares.items()}
+            for name, shares in overlap(corpus).items()
+        }
+        remember(out, about)
+        conclude(results.rows, out, about, allow_mixed=arguments.allow_mixed)
+    if failed:
+        where = out / "failures.log"
+        print(f"{len(failed)} runs failed; {where} says where. To try them again: {again}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def load_corpus(spec: Any) -> Any:
+    """Load a corpus, saying what is happening while it takes long."""
+    from experiments.data.corpus import CorpusError
+
+    said: set[str] = set()
+
+    def progress(stage: str, share: float) -> None:
+        if stage not in said:
+            said.add(stage)
+            print(f"Building the corpus: {stage}", file=sys.stderr)
+
+    try:
+        return spec.load(progress)
+    except ValueError as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(str(error)) from error
+
+
+def _study(arguments: argparse.Namespace) -> Study:
+    from experiments.data import CodeCorpus, TextCorpus
+    from experiments.study import load_study
+
+    study = load_study(arguments.study)
+    if arguments.quick:
+        study = study.quick()
+    size = {} if arguments.vocab_size is None else {"vocab_size": arguments.vocab_size}
+    data = None
+    if arguments.data is not None:
+        data = TextCorpus(arguments.data, **size)
+    elif size:
+        data = CodeCorpus(**size)
+    seeds = None if arguments.seeds is None else range(arguments.seeds)
+    return study.narrowed(
+        arms=arguments.arms, widths=arguments.widths, budgets=arguments.budgets, seeds=seeds, data=data
+    )
+
+
+def _check(results: Results, runs: list[Run], workspace: Workspace, allow_mixed: bool) -> None:
+    """Refuse now what the report would refuse in the end."""
+    from experiments.results import conflicts, place
+
+    path = results.folder / "results.jsonl"
+    remedy = "give another --out, or --fresh to set them aside and begin anew"
+    planned = {place(run.to_dict()): run.key(results.corpus) for run in runs}
+    other = conflicts(results.rows, planned)
+    if other:
+        first = next(run for run in runs if place(run.to_dict()) == place(other[0]))
+        raise ResultsError(
+            f"{path} holds {len(other)} results of the same runs with other settings, such as {first.label()}: {remedy}"
+        )
+    revisions = sorted({str(row.get("git")) for row in results.rows} - {workspace.revision})
+    if revisions and not allow_mixed:
+        raise ResultsError(
+            f"{path} holds results of another revision of the code ({', '.join(revisions)}; this is "
+            f"{workspace.revision}): {remedy}, or --allow-mixed if you know that the change touches no number"
+        )
+
+
+def _positive(kind: type[int] | type[float]) -> Any:
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            example = "64" if kind is int else "1e12"
+            raise argparse.ArgumentTypeError(f"{text!r} is no positive number, such as {example}")
+        return value
+
+    return parse

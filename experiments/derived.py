@@ -1,0 +1,133 @@
+"""Rows that need no training of their own: memory off, and mixtures with counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from experiments.controls import CountModel, Mixture, cross_fitted_nats
+from experiments.data import Corpus
+from experiments.evaluation import Evaluation, Scored
+from retrieval import Passages
+
+ORDER = 5
+
+
+def derive(
+    row: Mapping[str, Any], arm: str, regime: str, losses: Mapping[str, Any], **changes: Any
+) -> dict[str, Any]:
+    """A row that shares everything with ``row`` but its name, its losses and what is said to change.
+
+    Args:
+        row: The parent.
+        arm: Name of the derived arm.
+        regime: What its store, if any, holds.
+        losses: Losses by split.
+        changes: Further fields.
+    """
+    return {
+        **row,
+        "arm": arm,
+        "regime": regime,
+        "control": True,
+        "losses": losses,
+        "probes": {},
+        "parent": row["run"],
+        **changes,
+    }
+
+
+class Counts:
+    """Count n-grams over one store, scored on the evaluation windows of every split; kept on disk.
+
+    Args:
+        corpus: The text evaluated on.
+        passages: What was counted.
+        evaluations: Held-out windows by split.
+        folder: Cache.
+    """
+
+    def __init__(
+        self, corpus: Corpus, passages: Passages, evaluations: Mapping[str, Evaluation], folder: Path
+    ) -> None:
+        shape = {name: (len(e.chosen), e.windows.length) for name, e in evaluations.items()}
+        path = folder / "counts" / f"{corpus.fingerprint[:16]}-{passages.fingerprint[:16]}-{_digest(shape)}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.with_suffix(".json").exists():
+                self._score(passages, evaluations, path)
+        self.bill: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+            self.scores = {name: (arrays[f"{name}-p"], arrays[f"{name}-b"]) for name in evaluations}
+
+    @staticmethod
+    def _score(passages: Passages, evaluations: Mapping[str, Evaluation], path: Path) -> None:
+        model = CountModel(passages, ORDER)
+        arrays: dict[str, np.ndarray] = {}
+        for name, evaluation in evaluations.items():
+            batch = evaluation.windows.batch(evaluation.chosen)
+            tokens, targets, documents = (batch[key].numpy() for key in ("tokens", "targets", "documents"))
+            scores = model.score(tokens, targets, documents)
+            kept = targets >= 0
+            arrays[f"{name}-p"] = scores.probability[kept].astype(np.float32)
+            arrays[f"{name}-b"] = scores.bucket[kept].astype(np.int16)
+        bill = {
+            "build_flops": model.build_flops,
+            "build_bytes": model.build_bytes,
+            "read_flops": model.read_flops,
+            "read_bytes": model.read_bytes,
+            "seconds": model.build_seconds,
+            "n_buckets": model.n_buckets,
+        }
+        # The bill is written last and renamed: its presence says that the scores are whole.
+        np.savez(path.with_suffix(".npz"), **arrays)
+        beside = path.with_suffix(".json.new")
+        beside.write_text(json.dumps(bill))
+        beside.rename(path.with_suffix(".json"))
+
+    def mixed(self, scored: Mapping[str, Scored]) -> dict[str, dict[str, float]]:
+        """Losses of a network mixed with the counts; weights fitted on valid, never where they are reported."""
+        n_buckets = self.bill["n_buckets"]
+        network = {name: -split.nll.astype(np.float64) for name, split in scored.items()}
+        p, bucket = self.scores["valid"]
+        mixture = Mixture.fit(network["valid"], p, bucket, n_buckets, split="valid")
+        losses = {}
+        for name, split in scored.items():
+            p, bucket = self.scores[name]
+            if name == "valid":
+                # Blocks of one window each, so that halves are whole windows.
+                nats = cross_fitted_nats(network[name][:, None], p[:, None], bucket[:, None], n_buckets)[:, 0]
+            else:
+                nats = mixture.nats(network[name], p, bucket, split=name)
+            losses[name] = Scored(nats, split.n_bytes).summary()
+        return losses
+
+    def row(self, parent: Mapping[str, Any], scored: Mapping[str, Scored], regime: str) -> dict[str, Any]:
+        """The row of "parent + counts"."""
+        flops = {**parent["flops"], "build": parent["flops"]["build"] + self.bill["build_flops"]}
+        moved = {**parent["bytes"], "build": parent["bytes"]["build"] + self.bill["build_bytes"]}
+        seconds = {**parent["seconds"], "build": parent["seconds"]["build"] + self.bill["seconds"]}
+        return derive(
+            parent,
+            f"{parent['arm']} + counts",
+            regime,
+            self.mixed(scored),
+            flops=flops,
+            bytes=moved,
+            seconds=seconds,
+            train_flops=sum(flops.values()),
+            train_bytes=sum(moved.values()),
+            train_seconds=sum(seconds[name] for name in ("train", "build", "search")),
+            read_flops=parent["read_flops"] + self.bill["read_flops"],
+            read_bytes=parent["read_bytes"] + self.bill["read_bytes"],
+            control=parent["arm"] == "dense",
+        )
+
+
+def _digest(shape: Mapping[str, Any]) -> str:
+    return "-".join(f"{name}{rows}x{time}" for name, (rows, time) in sorted(shape.items()))

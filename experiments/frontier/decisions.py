@@ -1,0 +1,70 @@
+"""What an interval allows to be said: every claim in words, colour or print passes through here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Entry = Mapping[str, Any]
+Decision = Literal["better", "worse", "undecided", "no interval", "no number"]
+
+# Loss a second copy must lie below the first, in nats per token, before a model is said to copy:
+# models that do not copy differ by a few hundredths, those that do by whole nats.
+COPIES = 0.5
+# Two equal amounts, each through a logarithm and back.
+ROUNDING = 1e-9
+
+
+def decide(cell: Mapping[str, Any], has_interval: bool) -> Decision:
+    """``better`` or ``worse`` only where the whole interval lies on one side of 1.
+
+    An arm that stands at the end of the dense range and leaves it in all but 2.5 % of the draws is strictly beyond
+    it, so a bound of exactly 1 decides.
+    """
+    if cell["multiplier"] is None:
+        return "no number"
+    if not has_interval:
+        return "no interval"
+    low, high, bound = cell["low"], cell["high"], cell["multiplier"]
+    strictly = cell["beyond"] == "point"
+    if low is not None and (low > 1 or (strictly and low >= bound >= 1 - ROUNDING)):
+        return "better"
+    if high is not None and (high < 1 or (strictly and high <= bound <= 1 + ROUNDING)):
+        return "worse"
+    return "undecided"
+
+
+def has_interval(entry: Mapping[str, Any]) -> bool:
+    """Whether any spread between seeds is known for an arm at a budget."""
+    return entry["bits_per_byte"]["low"] is not None
+
+
+def training_decision(entry: Entry) -> Decision:
+    """The decision on training FLOPs that holds by both ways of counting."""
+    every = decide(entry["train_flops"], has_interval(entry))
+    products = decide(entry["matmul_flops"], has_interval(entry))
+    return every if products in (every, "no number") else "undecided"
+
+
+def reading_decision(entry: Entry) -> Decision:
+    """The decision on inference FLOPs that holds against tuned dense and against dense of any budget."""
+    tuned = decide(entry["read_flops"], has_interval(entry))
+    strict = decide(entry["read_flops"]["any_budget"], has_interval(entry))
+    return tuned if strict == tuned else "undecided"
+
+
+def decision_on(entry: Entry, axis: str) -> Decision:
+    """The decision on any axis, as strict as that axis asks for."""
+    strict = {"train_flops": training_decision, "read_flops": reading_decision}
+    return strict[axis](entry) if axis in strict else decide(entry[axis], has_interval(entry))
+
+
+def beats_counts(entry: Entry) -> bool:
+    """Whether the gain over dense with counts is shown, not only seen."""
+    gain = entry["gain_over_counts"]
+    return gain is not None and gain["low"] is not None and gain["low"] > 0
+
+
+def copies(probe: Mapping[str, float]) -> bool:
+    """Whether the second copy of a random string is predicted clearly better than the first."""
+    return probe["first"] - probe["second"] > COPIES

@@ -1,0 +1,23 @@
+"""FLOPs and bytes of everything that runs: by phase, module and operator, as exact integers.
+
+It knows operators, never models, and imports nothing else of this project.
+"""
+
+from experiments.ledger.bill import Bill
+from experiments.ledger.callback import LedgerCallback
+from experiments.ledger.elementwise import elementwise
+from experiments.ledger.ledger import Ledger
+from experiments.ledger.price import Call, Cost, Price, Rule
+from experiments.ledger.unpriced import UnpricedOperator
+
+__all__ = [
+    "Bill",
+    "Call",
+    "Cost",
+    "Ledger",
+    "LedgerCallback",
+    "Price",
+    "Rule",
+    "UnpricedOperator",
+    "elementwise",
+]

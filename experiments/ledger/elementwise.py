@@ -1,0 +1,151 @@
+"""Operators that work element by element: so many FLOPs an output element, whatever the type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.ledger.price import Call, Price, Rule, is_sparse, numel, priced, tensors, total
+
+
+def elements(call: Call) -> int:
+    """Output elements; with a sparse operand, those stored."""
+    sparse = [numel(tensor) for tensor in call.read() if is_sparse(tensor)]
+    return max(sparse) if sparse else total(call.written())
+
+
+def elementwise(flops: int, because: str) -> Price:
+    """Price of ``flops`` operations an output element.
+
+    Args:
+        flops: Operations per output element.
+        because: The formula they are counted from.
+    """
+    text = f"{flops}·outputs" if flops > 1 else "outputs"
+    return Price(Rule(text, lambda call: flops * elements(call)), because=because)
+
+
+def _weight(factor: Any) -> int:
+    """A factor that is written out costs a multiplication; one that is 1, or absent, costs nothing."""
+    return 0 if factor is None or (not isinstance(factor, (Tensor, list, tuple)) and factor == 1) else 1
+
+
+def scaled(flops: int, factors: tuple[str, ...], because: str) -> Price:
+    """As :func:`elementwise`, and one operation more if one of the arguments called ``factors`` is not 1."""
+
+    def count(call: Call) -> int:
+        return (flops + max(_weight(call[factor]) for factor in factors)) * elements(call)
+
+    text = "outputs" if flops == 1 else f"{flops}·outputs"
+    return Price(Rule(f"{text}, + outputs if {factors[0]} is not 1", count), because=because)
+
+
+def _first_elements(call: Call) -> int:
+    return total(tensors(call.first()))
+
+
+def per_input(flops: int, because: str) -> Price:
+    """Price of ``flops`` operations an element of the first argument."""
+    text = f"{flops}·inputs" if flops > 1 else "inputs"
+    return Price(Rule(text, lambda call: flops * _first_elements(call)), because=because)
+
+
+def _bits(call: Call) -> int:
+    return total(out for out in call.written() if out.dtype is not torch.bool)
+
+
+def _fused(flops: int) -> Rule:
+    return Rule(f"{flops}·parameters", lambda call: flops * _first_elements(call))
+
+
+_STEP_BYTES = Rule(
+    "parameters, gradients and state read; parameters and state written",
+    lambda call: sum(
+        tensor.numel() * tensor.element_size() * (1 if name == "grads" else 2)
+        for name in ("self", "grads", "exp_avgs", "exp_avg_sqs", "state_sums", "momentum_buffer_list")
+        for tensor in tensors(call[name])
+    ),
+)
+
+_ONE = """
+    mul div neg abs reciprocal sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos
+    atan atan2 sinh cosh tanh asinh acosh atanh sigmoid erf erfc erfinv pow relu clamp clamp_min clamp_max
+    maximum minimum fmax fmin hardtanh floor ceil round trunc frac sign sgn floor_divide remainder fmod
+    bitwise_left_shift bitwise_right_shift __lshift__ __rshift__
+    __ilshift__ __irshift__ lgamma digamma polygamma special_i0 angle conj_physical ldexp gcd heaviside
+    threshold copysign
+"""
+_FOREACH_ONE = """
+    mul div neg abs sqrt rsqrt reciprocal exp log pow clamp_min clamp_max maximum minimum sigmoid tanh sign
+    floor ceil round trunc frac erf expm1 log1p sin cos tan
+"""
+
+# Several operations: counted from the formula, a transcendental function being one.
+_FORMULAS: dict[str, tuple[int, str]] = {
+    "hypot": (4, "√(x² + y²)"),
+    "lerp": (3, "a + w (b - a)"),
+    "_foreach_lerp": (3, "a + w (b - a)"),
+    "leaky_relu": (1, "x or slope · x"),
+    "leaky_relu_backward": (1, "g or slope · g"),
+    "threshold_backward": (1, "g or 0"),
+    "hardtanh_backward": (1, "g or 0"),
+    "_prelu_kernel": (1, "x or w · x"),
+    "_prelu_kernel_backward": (2, "g or w g; g x"),
+    "silu": (2, "x σ(x)"),
+    "silu_backward": (6, "g σ (1 + x (1 - σ))"),
+    "gelu": (5, "x/2 (1 + erf(x/√2)); the tanh form is billed alike"),
+    "gelu_backward": (9, "g (Φ + x φ)"),
+    "mish": (4, "x tanh(log(1 + eˣ))"),
+    "mish_backward": (10, "derivative of x tanh(log(1 + eˣ))"),
+    "elu": (3, "s (eˣ - 1)"),
+    "elu_backward": (3, "g s eˣ"),
+    "hardsigmoid": (3, "clamp(x/6 + 1/2)"),
+    "hardsigmoid_backward": (1, "g/6 or 0"),
+    "hardswish": (4, "x clamp(x/6 + 1/2)"),
+    "hardswish_backward": (3, "g (x/3 + 1/2)"),
+    "softplus": (2, "log(1 + eˣ)"),
+    "softplus_backward": (3, "g eˣ / (1 + eˣ)"),
+    "sigmoid_backward": (3, "g y (1 - y)"),
+    "tanh_backward": (3, "g (1 - y²)"),
+    "logit": (3, "log(x / (1 - x))"),
+    "logit_backward": (3, "g / (x (1 - x))"),
+    "log_sigmoid_backward": (4, "g σ(-x)"),
+    "logaddexp": (5, "m + log(eᵃ⁻ᵐ + eᵇ⁻ᵐ)"),
+    "logaddexp2": (5, "m + log(eᵃ⁻ᵐ + eᵇ⁻ᵐ)"),
+    "xlogy": (2, "x log y"),
+    "sinc": (3, "sin(πx) / πx"),
+    "mse_loss_backward": (3, "2 g (x - y)"),
+    "smooth_l1_loss_backward": (3, "g clamp(x - y)"),
+    "huber_loss_backward": (3, "g clamp(x - y)"),
+    "glu": (2, "a σ(b)"),
+    "glu_backward": (4, "g σ; g a σ (1 - σ), over both halves"),
+}
+
+_SUM = "sum of two; a factor is one more"
+_PRODUCT = "sum and product; a factor is one more"
+
+PRICES: dict[str, Price] = {
+    **priced(elementwise(1, "one operation an element"), *_ONE.split()),
+    **priced(
+        elementwise(1, "one operation an element"), *(f"_foreach_{name}" for name in _FOREACH_ONE.split())
+    ),
+    **priced(
+        Price(Rule("outputs; 0 if they are true or false", _bits), because="integers; masks are bookkeeping"),
+        *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not"),
+    ),
+    **{f"aten.{name}": elementwise(flops, formula) for name, (flops, formula) in _FORMULAS.items()},
+    **priced(scaled(1, ("alpha",), _SUM), "add", "sub", "rsub", "_foreach_add", "_foreach_sub"),
+    **priced(
+        scaled(2, ("value", "scalars"), _PRODUCT),
+        "addcmul",
+        "addcdiv",
+        "_foreach_addcmul",
+        "_foreach_addcdiv",
+    ),
+    **priced(per_input(2, "min(x, 0) - log(1 + e⁻|x|)"), "log_sigmoid_forward"),
+    **priced(Price(_fused(14), _STEP_BYTES, "the steps of Adam, spelled out"), "_fused_adamw", "_fused_adam"),
+    **priced(Price(_fused(7), _STEP_BYTES, "the steps of Adagrad, spelled out"), "_fused_adagrad"),
+    **priced(Price(_fused(6), _STEP_BYTES, "decay, momentum and step"), "_fused_sgd"),
+}

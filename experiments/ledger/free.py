@@ -1,0 +1,175 @@
+"""What costs no FLOPs, and what costs nothing at all, each by a written rule."""
+
+from __future__ import annotations
+
+from experiments.ledger.price import MOVED, NOTHING, WRITTEN, Call, Price, Rule, nbytes, priced, tensors
+
+
+def _copied(call: Call) -> int:
+    """What is read and what is written: a target that is overwritten is not read."""
+    return sum(nbytes(tensor) for tensor in tensors(call["src"])) + sum(map(nbytes, call.written()))
+
+
+_SOURCE_AND_TARGET = Rule("source + target", _copied)
+
+
+def _free(because: str, *names: str) -> dict[str, Price]:
+    return priced(Price(NOTHING, NOTHING, because), *names)
+
+
+COPIED = Price(NOTHING, MOVED, "values are moved, not computed")
+FILLED = Price(NOTHING, WRITTEN, "memory is written")
+COMPARED = Price(NOTHING, MOVED, "a comparison, selection or cast yields no new number")
+VIEWED = Price(NOTHING, NOTHING, "a view of the same memory, as its schema says")
+
+PRICES: dict[str, Price] = {
+    **{
+        name: Price(NOTHING, NOTHING, "a label for the profiler, a question about a tensor")
+        for name in ("profiler._record_function_enter_new", "profiler._record_function_exit", "prim.device")
+    },
+    **_free(
+        "memory is reserved, not written",
+        *(
+            "empty",
+            "empty_like",
+            "empty_strided",
+            "empty_permuted",
+            "new_empty",
+            "new_empty_strided",
+            "resize",
+        ),
+        *("_resize_output", "resize_as", "set"),
+    ),
+    **_free(
+        "bookkeeping about a tensor",
+        *("_local_scalar_dense", "is_same_size", "is_coalesced", "_coalesced", "_nnz", "_dimI", "_dimV"),
+        *("sym_size", "sym_numel", "sym_stride", "sym_storage_offset", "is_pinned", "_fused_sdp_choice"),
+        *("_assert_async", "_functional_assert_async", "_assert_scalar", "_assert_tensor_metadata"),
+        *(
+            "_validate_sparse_coo_tensor_args",
+            "_validate_compressed_sparse_indices",
+            "sparse_dim",
+            "dense_dim",
+        ),
+        *(
+            "_sparse_coo_tensor_with_dims_and_tensors",
+            "_sparse_coo_tensor_unsafe",
+            "_sparse_coo_tensor_with_dims",
+        ),
+        *("_sparse_compressed_tensor_unsafe", "sparse_resize_and_clear", "_amp_update_scale"),
+    ),
+    **_free(
+        "a view under another name",
+        *(
+            "transpose",
+            "t",
+            "squeeze",
+            "unsqueeze",
+            "as_strided",
+            "_reshape_alias",
+            "_unsafe_view",
+            "unsafe_split",
+        ),
+        *("unsafe_split_with_sizes", "lift", "lift_fresh", "detach"),
+    ),
+    **_free(
+        "dropout is noise on top of the model: the bill is the same with it and without",
+        *("native_dropout", "native_dropout_backward", "dropout", "feature_dropout", "alpha_dropout"),
+        "feature_alpha_dropout",
+    ),
+    **priced(
+        Price(NOTHING, WRITTEN, "random numbers are written, not computed"),
+        *(
+            "rand",
+            "rand_like",
+            "randn",
+            "randn_like",
+            "randint",
+            "randint_like",
+            "randperm",
+            "normal",
+            "uniform",
+        ),
+        *("bernoulli", "exponential", "random", "log_normal", "cauchy", "geometric", "normal_functional"),
+    ),
+    **priced(
+        FILLED,
+        *(
+            "zeros",
+            "zeros_like",
+            "ones",
+            "ones_like",
+            "full",
+            "full_like",
+            "new_zeros",
+            "new_ones",
+            "new_full",
+        ),
+        *(
+            "fill",
+            "zero",
+            "scalar_tensor",
+            "arange",
+            "eye",
+            "linspace",
+            "logspace",
+            "tril_indices",
+            "triu_indices",
+        ),
+        *("_efficientzerotensor", "_foreach_zero"),
+    ),
+    **priced(
+        COPIED,
+        *(
+            "clone",
+            "_to_copy",
+            "cat",
+            "stack",
+            "repeat",
+            "repeat_interleave",
+            "roll",
+            "flip",
+            "constant_pad_nd",
+        ),
+        *(
+            "tril",
+            "triu",
+            "select_backward",
+            "slice_backward",
+            "diag_embed",
+            "diagonal_backward",
+            "_pin_memory",
+        ),
+        *("unfold_backward", "im2col", "_to_dense", "_to_sparse", "_to_sparse_csr", "split_with_sizes_copy"),
+        *(
+            "expand_copy",
+            "view_copy",
+            "permute_copy",
+            "slice_scatter",
+            "select_scatter",
+            "nonzero",
+            "complex",
+        ),
+        *("nonzero_static", "block_diag", "_conj_physical", "reflection_pad1d", "replication_pad1d"),
+        *("_convert_indices_from_coo_to_csr", "_convert_indices_from_csr_to_coo"),
+    ),
+    **priced(Price(NOTHING, _SOURCE_AND_TARGET, "values are moved, not computed"), "copy", "_foreach_copy"),
+    **priced(
+        COMPARED,
+        *(
+            "eq",
+            "ne",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "logical_and",
+            "logical_or",
+            "logical_xor",
+            "logical_not",
+            "where",
+        ),
+        *("isnan", "isinf", "isneginf", "isposinf", "signbit", "masked_fill", "isin", "equal", "nan_to_num"),
+        *("_is_all_true", "_is_any_true"),
+    ),
+}

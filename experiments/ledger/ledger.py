@@ -1,0 +1,193 @@
+"""The ledger: everything torch computes inside a ``with`` block, priced operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from experiments.ledger.bill import Bill
+from experiments.ledger.free import VIEWED
+from experiments.ledger.price import Call, Cost, Price
+from experiments.ledger.prices import Operator, price_of
+from experiments.ledger.spelling import spell
+from experiments.ledger.trace import Trace
+from experiments.ledger.unpriced import UnpricedOperator, caller, shapes
+
+
+class Ledger(Bill):
+    """Counts FLOPs and bytes of everything torch runs inside it; refuses what it cannot price.
+
+    .. code-block:: python
+
+        with Ledger(model) as ledger:
+            loss(model(tokens)).backward()
+        print(ledger)
+
+    A multiply-add is two FLOPs; ``docs/counting.md`` lists every price. The bill does not depend on the device, on
+    train or eval, or on whether gradients are recorded. Work is put down to
+
+    * a *phase*: "backward" while autograd runs, "optimizer" inside ``Optimizer.step`` (but not inside its closure),
+      "search" for operators of that name, else "forward"; :meth:`phase` overrides all of them;
+    * a *module*: in backward, the one whose forward made the node that runs, so parallel branches stay apart;
+    * an *operator*.
+
+    Opening the same ledger again adds to it. Only the thread that opened it is watched.
+
+    Args:
+        model: Gives the names in ``by_module``; without it each outermost module is listed under its class name.
+        prices: Prices for operators the table lacks, or other ones than the table's.
+
+    Raises:
+        UnpricedOperator: When an operator runs that has no price.
+    """
+
+    def __init__(
+        self, model: nn.Module | None = None, prices: Mapping[Operator, Price] | None = None
+    ) -> None:
+        super().__init__(type(model).__name__ if model is not None else "")
+        self._own_prices = {str(operator): price for operator, price in (prices or {}).items()}
+        self._trace = Trace(model, self.root)
+        self._watch = _Watch(self)
+        self._phases: list[str] = []
+        self._optimizers = 0
+        self._quiet = 0
+        self._seen: set[tuple[int, int]] = set()
+        self._exit: ExitStack | None = None
+
+    def __enter__(self) -> Ledger:
+        if self._exit is not None:
+            raise RuntimeError(
+                "this ledger is already open: leave its with block first, or open another Ledger()"
+            )
+        with ExitStack() as stack:
+            self._trace.open(stack)
+            for handle in (
+                register_optimizer_step_pre_hook(self._before_step),
+                register_optimizer_step_post_hook(self._after_step),
+            ):
+                stack.callback(handle.remove)
+            spell(self, stack)
+            stack.enter_context(self._watch)
+            self._optimizers = self._quiet = 0
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack, self._exit = self._exit, None
+        if stack is not None:
+            stack.close()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Bill everything inside to the phase ``name``, whatever it is."""
+        self._phases.append(name)
+        try:
+            yield
+        finally:
+            self._phases.pop()
+
+    def watching(self) -> bool:
+        """Whether operators called from here would be billed one by one."""
+        return self._exit is not None and self._trace.here() and not self._quiet
+
+    @contextmanager
+    def as_one(self, operator: str, forward: Cost, backward: Cost) -> Iterator[None]:
+        """Bill everything inside, and its backward, as one operator.
+
+        Args:
+            operator: Name to bill.
+            forward: Cost of running it.
+            backward: Cost of its gradients, billed if and when they are computed.
+        """
+        start = torch.autograd._get_sequence_nr()
+        self._quiet += 1
+        try:
+            yield
+        finally:
+            self._quiet -= 1
+        self._put_down(operator, forward)
+        self._trace.close_region(start, operator, backward)
+
+    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator and bill it."""
+        if self._quiet:
+            return func(*args, **kwargs)
+        region = self._trace.region()
+        if region is not None:
+            run = torch._C._current_graph_task_id(), region.start
+            if run not in self._seen:
+                self._seen.add(run)
+                self._record(self._phase(region.operator), region.operator, region.module, region.backward)
+            return func(*args, **kwargs)
+        found = self._find(func)
+        if found is None:
+            return self._by_its_parts(func, args, kwargs)
+        name, price = found
+        out = func(*args, **kwargs)
+        self._put_down(name, price(Call(func, args, kwargs, out)))
+        return out
+
+    def _find(self, func: Any) -> tuple[str, Callable[[Call], Cost]] | None:
+        if not isinstance(func, torch._ops.OpOverload):
+            return None
+        name = str(func._overloadpacket)
+        own = self._own_prices.get(name) or self._own_prices.get(name.removesuffix("_"))
+        return (name, own) if own is not None else price_of(func)
+
+    def _by_its_parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Without autograd, torch shows composite operators whole; views are free; the rest has no price."""
+        if isinstance(func, torch._ops.OpOverload):
+            with self._watch:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+            if func.is_view:
+                out = func(*args, **kwargs)
+                self._put_down(str(func._overloadpacket), VIEWED(Call(func, args, kwargs, out)))
+                return out
+        raise UnpricedOperator(str(func), self._trace.module(), caller(), shapes(args))
+
+    def _put_down(self, operator: str, cost: Cost) -> None:
+        self._record(self._phase(operator), operator, self._trace.module(), cost)
+
+    def _record(self, phase: str, operator: str, module: str, cost: Cost) -> None:
+        if cost != Cost():
+            self.record(phase, operator, module, cost)
+
+    def _phase(self, operator: str) -> str:
+        if self._phases:
+            return self._phases[-1]
+        if operator.endswith(".search"):
+            return "search"
+        if torch._C._current_graph_task_id() != -1:
+            return "backward"
+        # Inside the step but with gradients on, or inside a module: that is its closure computing the loss.
+        if self._optimizers and not torch.is_grad_enabled() and not self._trace.in_module:
+            return "optimizer"
+        return "forward"
+
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._optimizers += self._trace.here()
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._optimizers -= self._trace.here()
+
+
+class _Watch(TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._ledger.dispatch(func, args, kwargs or {})

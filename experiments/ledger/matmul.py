@@ -1,0 +1,175 @@
+"""Matrix products and convolutions: two FLOPs a multiply-add, stored entries only where an operand is sparse."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+
+from experiments.ledger.price import Call, Price, Rule, is_sparse, numel, priced
+
+
+def _product(left: Tensor, right: Tensor) -> int:
+    """Multiply-adds of ``left @ right``, with or without a batch dimension, times two."""
+    columns = right.shape[-1] if right.ndim > 1 else 1
+    if is_sparse(left):
+        return 2 * numel(left) * columns
+    rows = prod(left.shape[:-1])
+    if is_sparse(right):
+        return 2 * numel(right) * rows
+    return 2 * rows * left.shape[-1] * columns
+
+
+def _operands(call: Call) -> tuple[Tensor, Tensor]:
+    pair = [argument for argument in call.args if isinstance(argument, Tensor)][-2:]
+    return pair[0], pair[1]
+
+
+def _matmul(call: Call) -> int:
+    return _product(*_operands(call))
+
+
+def _added(call: Call) -> int:
+    """Adding the bias, and scaling it or the product where that is asked for."""
+    alpha, beta = call["alpha"], call["beta"]
+    out = sum(numel(tensor) for tensor in call.written())
+    bias = 0 if beta == 0 else out * (1 + (beta not in (None, 1)))
+    return bias + out * (alpha not in (None, 1))
+
+
+def _masked_product(call: Call) -> int:
+    left, _ = _operands(call)
+    return 2 * numel(call.out) * left.shape[-1]
+
+
+def _sampled(call: Call) -> int:
+    """A product of which only the positions stored in the first argument are computed."""
+    return 2 * numel(call.first()) * call.args[1].shape[-1]
+
+
+def _convolution(call: Call) -> int:
+    image, weight = call["input"], call["weight"]
+    # One weight of shape [out, in / groups, *kernel] (transposed: [in, out / groups, *kernel]) meets each position.
+    positions = image.shape[2:] if call["transposed"] else call.out.shape[2:]
+    return 2 * image.shape[0] * prod(positions) * weight.numel()
+
+
+def _convolution_bias(call: Call) -> int:
+    return 0 if call["bias"] is None else call.out.numel()
+
+
+def _convolution_backward(call: Call) -> int:
+    grad, image, weight = call["grad_output"], call["input"], call["weight"]
+    positions = image.shape[2:] if call["transposed"] else grad.shape[2:]
+    once = 2 * image.shape[0] * prod(positions) * weight.numel()
+    return once * sum(map(bool, call["output_mask"][:2]))
+
+
+def _convolution_backward_bias(call: Call) -> int:
+    return call["grad_output"].numel() if call["output_mask"][2] else 0
+
+
+def _outer_product(call: Call) -> int:
+    return 2 * call.out.numel()
+
+
+def _trilinear(call: Call) -> int:
+    return 3 * prod(map(max, zip(*(_expanded_sizes(call, operand) for operand in range(3)), strict=True)))
+
+
+def _expanded_sizes(call: Call, operand: int) -> list[int]:
+    sizes = list(call.args[operand].shape)
+    for dim in sorted(call.args[3 + operand]):
+        sizes.insert(dim, 1)
+    return sizes
+
+
+def _lstm(call: Call) -> int:
+    image, inputs, hidden = call["input"], call["weight0"], call["weight1"]
+    return 2 * image.shape[0] * image.shape[1] * (inputs.numel() + hidden.numel())
+
+
+def _lstm_backward(call: Call) -> int:
+    image, inputs, hidden = call["input"], call["weight1"], call["weight2"]
+    return 2 * image.shape[0] * image.shape[1] * (inputs.numel() + hidden.numel())
+
+
+def _lstm_cells(call: Call) -> int:
+    image, hidden = call["input"], call["hidden_size"]
+    # Four gates: two biases added to two products (3), a nonlinearity (1); then c = f c + i g and h = o tanh(c).
+    return image.shape[0] * image.shape[1] * hidden * (4 * 4 + 5)
+
+
+_TWO = Rule("2·m·k·n; 2·nnz·n if sparse", _matmul)
+_PLUS = Rule(
+    "2·m·k·n + m·n per bias or scaling; 2·nnz·n if sparse", lambda call: _matmul(call) + _added(call)
+)
+_CONVOLUTION = Rule("2·batch·positions·numel(weight)", _convolution)
+_CONVOLUTION_BACKWARD = Rule("2·batch·positions·numel(weight) per gradient asked for", _convolution_backward)
+_LSTM = Rule("2·time·batch·(numel(W_in) + numel(W_hidden))", _lstm)
+
+PRICES: dict[str, Price] = {
+    **priced(
+        Price(_TWO, because="multiply-add = 2", matmul=_TWO),
+        *("mm", "bmm", "mv", "dot", "vdot", "_int_mm", "_sparse_mm"),
+    ),
+    **priced(
+        Price(_PLUS, because="multiply-add = 2; bias = 1 an output", matmul=_TWO),
+        *("addmm", "baddbmm", "addmv", "addbmm", "_addmm_activation", "_sparse_addmm"),
+    ),
+    **priced(
+        Price(
+            Rule("2·nnz(out)·k", _masked_product),
+            because="only stored outputs are computed",
+            matmul=Rule("2·nnz(out)·k", _masked_product),
+        ),
+        "_sparse_mm_reduce_impl",
+    ),
+    **priced(
+        Price(Rule("2·nnz·k", _sampled), because="only stored outputs", matmul=Rule("2·nnz·k", _sampled)),
+        "sparse_sampled_addmm",
+    ),
+    **priced(
+        Price(Rule("2·outputs", _outer_product), because="rank-one update"),
+        "addr",
+    ),
+    **priced(
+        Price(
+            Rule(
+                "2·batch·positions·numel(weight) + bias",
+                lambda call: _convolution(call) + _convolution_bias(call),
+            ),
+            because="groups are inside numel(weight)",
+            matmul=_CONVOLUTION,
+        ),
+        *("convolution", "_convolution", "convolution_overrideable"),
+    ),
+    **priced(
+        Price(
+            Rule(
+                _CONVOLUTION_BACKWARD.text + " + bias",
+                lambda call: _convolution_backward(call) + _convolution_backward_bias(call),
+            ),
+            because="each gradient costs one forward",
+            matmul=_CONVOLUTION_BACKWARD,
+        ),
+        *("convolution_backward", "convolution_backward_overrideable"),
+    ),
+    **priced(Price(Rule("3·expanded elements", _trilinear), because="two products and a sum"), "_trilinear"),
+    **priced(
+        Price(
+            Rule(_LSTM.text + " + 21·time·batch·hidden", lambda call: _lstm(call) + _lstm_cells(call)),
+            because="the four gates of an LSTM, step by step",
+            matmul=_LSTM,
+        ),
+        "mkldnn_rnn_layer",
+    ),
+    **priced(
+        Price(
+            Rule("twice the forward", lambda call: 2 * (_lstm_backward(call) + _lstm_cells(call))),
+            because="gradients of inputs and of weights",
+            matmul=Rule("twice the forward", lambda call: 2 * _lstm_backward(call)),
+        ),
+        "mkldnn_rnn_layer_backward",
+    ),
+}

@@ -1,0 +1,55 @@
+"""The table of prices: every aten operator the ledger knows, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+from experiments.ledger import attention, elementwise, free, indexing, matmul, reductions
+from experiments.ledger.price import Call, Cost, Price, nbytes
+
+SECTIONS: dict[str, dict[str, Price]] = {
+    "Matrix products and convolutions": matmul.PRICES,
+    "Attention": attention.PRICES,
+    "Element by element": elementwise.PRICES,
+    "Along a dimension": reductions.PRICES,
+    "Reading and writing at positions": indexing.PRICES,
+    "Without arithmetic": free.PRICES,
+}
+
+PRICES: dict[str, Price] = {name: price for section in SECTIONS.values() for name, price in section.items()}
+
+Operator = torch._ops.OpOverloadPacket
+
+
+def price_of(func: torch._ops.OpOverload) -> tuple[str, Callable[[Call], Cost]] | None:
+    """The name an operator is billed under and its price, or None if it has none.
+
+    An operator that changes its argument in place has the price of the one that does not. An operator outside aten
+    is priced by the formula registered with ``torch.utils.flop_counter.register_flop_formula``; if that formula
+    has an attribute ``bytes_formula`` (same arguments), it gives the bytes.
+    """
+    packet = func._overloadpacket
+    name = str(packet)
+    for candidate in (name, name.removesuffix("_")):
+        if candidate in PRICES:
+            return candidate, PRICES[candidate]
+    if packet in flop_registry:
+        return name, _registered(flop_registry[packet], products=name.startswith("aten."))
+    return None
+
+
+def _registered(formula: Callable[..., Any], products: bool) -> Callable[[Call], Cost]:
+    def cost(call: Call) -> Cost:
+        flops = int(formula(*call.args, **call.kwargs, out_val=call.out))
+        bytes_formula = getattr(formula, "bytes_formula", None)
+        if bytes_formula is not None:
+            moved = int(bytes_formula(*call.args, **call.kwargs, out_val=call.out))
+        else:
+            moved = sum(map(nbytes, call.read())) + sum(map(nbytes, call.written()))
+        return Cost(flops, flops if products else 0, moved)
+
+    return cost

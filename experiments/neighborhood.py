@@ -1,0 +1,158 @@
+"""Neighbours found once, kept in pieces that every run of a study shares."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from jaxtyping import Int
+from torch import Tensor
+
+from experiments.data import Windows
+from retrieval import Neighbors, NeighborTable, Passages, Source
+
+# Windows per piece: a smaller budget trains on a prefix of a larger one's windows, so whole pieces are shared.
+PIECE = 512
+# Windows searched at once.
+BATCH = 64
+
+
+class LazySource(Source):
+    """A source that is built on its first search.
+
+    A run whose neighbours all lie in tables needs the passages of its store, not the index over them.
+
+    Args:
+        passages: What the store holds.
+        build: Makes the real source.
+        fingerprint: Digest of store and method.
+        depth: Tokens a query is made of.
+    """
+
+    def __init__(self, passages: Passages, build: Callable[[], Source], fingerprint: str) -> None:
+        self.passages = passages
+        self.fingerprint = fingerprint
+        self._build = build
+        self._built: Source | None = None
+
+    @property
+    def built(self) -> Source:
+        """The real source, built now if need be."""
+        if self._built is None:
+            self._built = self._build()
+        return self._built
+
+    def search(
+        self,
+        tokens: Int[Tensor, "batch time"],
+        k: int,
+        *,
+        documents: Int[Tensor, "batch time"] | None = None,
+        exclude: Int[Tensor, "batch time"] | None = None,
+    ) -> Neighbors:
+        """See :meth:`retrieval.Source.search`."""
+        return self.built.search(tokens, k, documents=documents, exclude=exclude)
+
+    def find(self, context: np.ndarray, k: int, exclude: np.ndarray) -> Neighbors:
+        """See :meth:`retrieval.Source.find`."""
+        return self.built.find(context, k, exclude)
+
+
+class Neighborhood:
+    """The neighbours of a list of windows, searched piece by piece as they are asked for.
+
+    Several processes may fill one neighbourhood: each piece is made by whoever locks it first.
+
+    Args:
+        folder: Where the tables lie.
+        source: Where neighbours come from.
+        windows: The windows of a split.
+        order: Which windows, in order; row ``i`` belongs to ``windows[order[i]]``.
+        k: Neighbours per position.
+        exclude: True if the windows' own documents may lie in the store and must not be returned.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        windows: Windows,
+        order: Int[np.ndarray, " n"],
+        k: int,
+        *,
+        exclude: bool,
+    ) -> None:
+        self.folder = folder
+        self.source = source
+        self.windows = windows
+        self.order = order
+        self.k = k
+        self.exclude = exclude
+        self._tables: dict[int, NeighborTable] = {}
+
+    def prepare(self, n_rows: int, progress: Callable[[float], None] = lambda share: None) -> None:
+        """Have the first ``n_rows`` rows ready."""
+        pieces = -(-n_rows // PIECE)
+        for piece in range(pieces):
+            self._table(piece)
+            progress((piece + 1) / pieces)
+
+    def rows(self, index: Int[Tensor, " n"]) -> Neighbors:
+        """Neighbours of these rows, ``[n, time, k]``."""
+        index = torch.as_tensor(index)
+        pieces = torch.div(index, PIECE, rounding_mode="floor")
+        first = int(pieces[0])
+        if bool((pieces == first).all()):
+            return self._table(first).rows(index - first * PIECE)
+        parts = [self._table(int(p)).rows((i - int(p) * PIECE)[None]) for i, p in zip(index, pieces, strict=True)]
+        return Neighbors(*(torch.cat([getattr(part, name) for part in parts]) for name in ("scores", "ids", "mask")))
+
+    def work(self, n_rows: int) -> tuple[int, int, float]:
+        """FLOPs, bytes and seconds that finding the first ``n_rows`` rows took."""
+        flops, moved, seconds = 0, 0, 0.0
+        for piece in range(-(-n_rows // PIECE)):
+            table = self._table(piece)
+            rows = min(PIECE, n_rows - piece * PIECE)
+            flops += int(table.flops[:rows].sum())
+            moved += int(table.bytes[:rows].sum())
+            seconds += table.seconds * rows / len(table.flops)
+        return flops, moved, seconds
+
+    def store_bill(self) -> dict[str, Any]:
+        """What building the store took, by kind; kept beside the tables, since later runs never build it."""
+        return json.loads((self.folder / "store.json").read_text())
+
+    def _table(self, piece: int) -> NeighborTable:
+        if piece not in self._tables:
+            path = self.folder / f"piece-{piece:05d}"
+            if not path.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with FileLock(str(path) + ".lock"):
+                    if not path.exists():
+                        NeighborTable.build(path, self.source, self._queries(piece), self.k)
+                        self._keep_bill()
+            self._tables[piece] = NeighborTable.open(path)
+        return self._tables[piece]
+
+    def _keep_bill(self) -> None:
+        path = self.folder / "store.json"
+        if path.exists():
+            return
+        source = self.source.built if isinstance(self.source, LazySource) else self.source
+        bill = {"flops": source.build_flops, "bytes": source.build_bytes, "seconds": source.build_seconds}
+        beside = path.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps(bill))
+        beside.rename(path)
+
+    def _queries(self, piece: int) -> Iterator[tuple[Tensor, Any, Any]]:
+        chosen = self.order[piece * PIECE : (piece + 1) * PIECE]
+        for start in range(0, len(chosen), BATCH):
+            batch = self.windows.batch(chosen[start : start + BATCH])
+            documents = batch["documents"]
+            yield batch["tokens"], documents, documents if self.exclude else None

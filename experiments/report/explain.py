@@ -1,0 +1,74 @@
+"""What a reader needs to know to judge the numbers, in words that do not depend on them."""
+
+QUESTION = (
+    "Does a looked-up memory, or a graph over what was looked up, buy more bits per byte than a wider"
+    " or longer-trained dense transformer, at equal compute with everything counted?"
+)
+
+CONTROLS = {
+    "dense + counts": (
+        "The dense model mixed with counts of the n-grams in the same text. It trains nothing, so a "
+        "learned memory that does not beat it has learned nothing that counting would not give."
+    ),
+    "unigram table": (
+        "A table of the size of the n-gram memory, indexed by the last token alone: what the "
+        "parameters buy without the n-grams."
+    ),
+    "random neighbours": (
+        "The same reader fed with neighbours drawn at random: what the reader's own compute buys "
+        "without the search."
+    ),
+    "shuffled edges": (
+        "The same graph reader with its edges rewired: what message passing buys without the graph."
+    ),
+    "memory off": (
+        "The trained arm evaluated with its memory silenced: how far it leans on it. It was not "
+        "trained this way, so this is no fair model."
+    ),
+}
+
+COUNTING = (
+    (
+        "Every operation that ran was priced while it ran, by operator; one that has no price stops "
+        "the run. The training bill holds forward, backward and optimizer work, building the memory "
+        "(encoding, training and filling the index) and every search. Nothing is left out because it "
+        "is cheap, and matrix products alone are counted a second time as a check: a claim about "
+        "training FLOPs has to hold both ways."
+    ),
+    (
+        "A multiplier is the amount of compute at which tuned dense reaches an arm's loss, over the "
+        "amount the arm used: 2x means that dense needs twice as much. The frontier has one point a "
+        "budget: the dense width with the lowest mean loss on validation text; its loss on test text "
+        "is what is compared. Between the points it is interpolated, straight in the logarithm of the"
+        " amount (from four budgets on, along a power law with a floor if the points lie on one). "
+        "Straight chords flatter an arm a little, by about 5 % at most for budgets three times apart."
+    ),
+    (
+        "Outside of the budgets that dense was run at there is no number, only a bound: “at least” "
+        "where the arm beats the largest dense budget, “at most” where the smallest dense budget is "
+        "already better. An interval end marked “open” leaves the measured range."
+    ),
+    (
+        "The four multipliers of an arm speak of the same dense model, the tuned one that predicts as"
+        " well as the arm. For inference a stricter figure is given too, in which the training bill "
+        "is put aside: each dense width with whichever budget of the table suits it best. A claim "
+        "about inference has to hold both ways. FLOPs per token at inference include the search."
+    ),
+    (
+        "Intervals are 95 %, over seeds, by parametric bootstrap with the spread pooled over cells, "
+        "since two to five seeds are too few to resample. They speak of seeds: not of other corpora, "
+        "other sizes, or of rates that were not tried. Seconds are those of the machine that ran the "
+        "study, with whatever else it was doing."
+    ),
+    (
+        "In the regime “same tokens” a store holds only what the network trained on. In “whole "
+        "corpus” it holds all training text, and so do its controls; what is gained there is access "
+        "to data, not architecture, and the two regimes never share a row."
+    ),
+)
+
+COPYING = (
+    "Random strings are shown twice. A model that has learned to copy from its context predicts the "
+    "second copy far better than the first. Dense models learn this somewhere along their training; a"
+    " gain measured before that and one measured after are different facts."
+)

@@ -1,0 +1,269 @@
+"""The parts of the page that speak of results."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from experiments.frontier import AXES, CONTROL_TO_BEAT, DENSE, answer, budget_key, verdict
+from experiments.frontier.decisions import copies, decision_on
+from experiments.frontier.wording import AXIS_NAMES, interval_text, multiplier_text, seeds_text
+from experiments.report.explain import CONTROLS, COPYING, QUESTION
+from experiments.report.figure import DARK, draw, to_bytes
+from experiments.report.markup import Markup, join, table, tag
+from experiments.report.units import amount, seconds
+
+Summary = Mapping[str, Any]
+Entry = Mapping[str, Any]
+
+TITLES = {
+    "same tokens": "Same tokens: a store holds only what the network trained on",
+    "whole corpus": "Whole corpus: a store holds more text than the network trained on",
+}
+
+
+def top(summary: Summary, question: str | None, runs: int) -> Markup:
+    """Question, answer, and what is missing."""
+    parts = [tag("h1", question or QUESTION), tag("p", answer(summary), class_="answer")]
+    budgets = ", ".join(map(budget_key, summary["budgets"]))
+    parts.append(
+        tag(
+            "p",
+            f"Study {summary['study']}: {runs} runs, {seeds_text(summary['seeds'])}, training FLOPs {budgets}.",
+            class_="meta",
+        )
+    )
+    warnings = [f"Not there yet: {'; '.join(summary['missing'])}."] if summary["missing"] else []
+    if summary["diverged"]:
+        warnings.append(f"Left out because the loss was not a number: {'; '.join(summary['diverged'])}.")
+    if len(summary["seeds"]) == 1:
+        warnings.append("There is one seed, so no interval and no claim: these are single measurements.")
+    if len(summary["revisions"]) > 1:
+        warnings.append(f"Rows of several code revisions are mixed: {', '.join(summary['revisions'])}.")
+    return join([*parts, *(tag("p", warning, class_="warning") for warning in warnings)])
+
+
+def figure(summary: Summary) -> Markup:
+    """The figure in the scheme of the reader, inside of the page."""
+
+    def source(kind: str) -> str:
+        drawing = draw(summary, DARK) if kind == "dark" else draw(summary)
+        return f"data:image/svg+xml;base64,{b64encode(to_bytes(drawing, 'svg')).decode()}"
+
+    picture = tag(
+        "picture",
+        tag("source", media="(prefers-color-scheme: dark)", srcset=source("dark")),
+        tag("img", src=source("light"), alt=answer(summary)),
+    )
+    caption = (
+        "Above: test loss against the whole training bill. The line is the dense frontier with its 95 % band; "
+        "dots are dense widths that tuning did not choose. Circles: same tokens; diamonds: whole corpus; hollow: "
+        "controls. Arms at one budget stand side by side. Below: how many times an arm's amount dense would need, "
+        "with 95 % intervals; an arrow means that dense was not measured further that way."
+    )
+    return tag("figure", tag("div", picture, class_="figure"), tag("figcaption", caption))
+
+
+def arms(summary: Summary) -> Markup:
+    """Losses and what was spent, one table a regime."""
+    parts = [tag("h2", "Arms")]
+    for regime, title in TITLES.items():
+        body = [
+            [
+                _label(name, entry, under_heading=True),
+                budget,
+                _number(interval_text(entry["bits_per_byte"])),
+                _number(interval_text(gain, sign="+")) if (gain := entry["gain_over_counts"]) else "-",
+                entry["width"],
+                len(entry["seeds"]),
+                *(_amount(axis, entry["amounts"][axis]) for axis in AXES),
+            ]
+            for name, budget, entry in _entries(
+                summary, ("none", regime) if regime == "same tokens" else (regime,)
+            )
+        ]
+        if not body:
+            continue
+        head = [
+            "arm",
+            "training FLOPs",
+            "bits per byte, test",
+            f"gain over “{CONTROL_TO_BEAT}”",
+            "width",
+            "seeds",
+        ]
+        head += ["billed FLOPs", "FLOPs per token, inference", "seconds", "bytes"]
+        parts += [tag("h3", title), table(head, body, caption="Controls in italics.", numeric=range(1, 10))]
+        if regime == "whole corpus":
+            parts.append(
+                tag("p", "What is gained over dense here is data access, not architecture.", class_="note")
+            )
+    return join(parts)
+
+
+def multipliers(summary: Summary) -> Markup:
+    """Four axes with intervals, and the stricter reading of inference."""
+    parts = [
+        tag("h2", "Multipliers"),
+        tag(
+            "p",
+            "How many times the arm's own amount tuned dense would need for the same loss. Bold: better than dense, "
+            "shown at 95 %; the other colour: worse; neither: no difference shown.",
+        ),
+    ]
+    for regime, title in TITLES.items():
+        body = [
+            [
+                _label(name, entry, under_heading=True),
+                budget,
+                *(
+                    tag(
+                        "span",
+                        _number(multiplier_text(entry[axis])),
+                        class_=decision_on(entry, axis).replace(" ", "-"),
+                    )
+                    for axis in AXIS_NAMES
+                ),
+                _number(multiplier_text(entry["read_flops"]["any_budget"])),
+            ]
+            for name, budget, entry in _entries(summary, (regime,))
+        ]
+        if body:
+            head = ["arm", "budget", *AXIS_NAMES.values(), "inference FLOPs, training bill put aside"]
+            parts += [
+                tag("h3", title),
+                table(head, body, caption="With 95 % intervals.", numeric=range(1, 7)),
+            ]
+    sentences = [tag("p", line) for line in verdict(summary).splitlines()[1:]]
+    parts.append(tag("details", tag("summary", "The same in sentences"), *sentences))
+    return join(parts)
+
+
+def controls(summary: Summary) -> Markup:
+    """What each control is for, beside what it reached."""
+    body = [
+        [
+            _label(name, entry),
+            budget,
+            interval_text(entry["bits_per_byte"]),
+            multiplier_text(entry["train_flops"]),
+        ]
+        for name, budget, entry in _entries(summary, ("none", *TITLES))
+        if entry["control"]
+    ]
+    if not body:
+        return join(
+            [tag("h2", "Controls"), tag("p", "No control has run: nothing can be claimed.", class_="warning")]
+        )
+    ran = {entry["arm"] for _, _, entry in _entries(summary, ("none", *TITLES)) if entry["control"]}
+    meanings = [tag("li", tag("strong", arm), ": ", CONTROLS[arm]) for arm in CONTROLS if arm in ran]
+    missing = [arm for arm in CONTROLS if arm not in ran]
+    return join(
+        [
+            tag("h2", "Controls"),
+            tag("ul", *meanings),
+            tag("p", f"Not run: {', '.join(missing)}.", class_="warning") if missing else "",
+            table(
+                ["control", "budget", "bits per byte, test", "worth in dense training FLOPs"],
+                body,
+                caption="What the controls reach.",
+                numeric=range(1, 4),
+            ),
+        ]
+    )
+
+
+def copying(summary: Summary) -> Markup:
+    """The probe that decides what a multiplier means."""
+    body = [
+        [
+            _label(name, entry),
+            budget,
+            f"{probe['first']:.2f}",
+            f"{probe['second']:.2f}",
+            f"{probe['first'] - probe['second']:+.2f}",
+            "copies" if copies(probe) else "does not copy",
+        ]
+        for name, budget, entry in _entries(summary, ("none", *TITLES))
+        if (probe := entry["copying"]) is not None and not entry["control"]
+    ]
+    shown = (
+        table(
+            ["arm", "budget", "first copy", "second copy", "gain", ""],
+            body,
+            caption="Nats per token, mean over seeds.",
+            numeric=range(1, 5),
+        )
+        if body
+        else tag(
+            "p", "The probe has not run: it is not known on which side of that transition these models are."
+        )
+    )
+    return join([tag("h2", "Copying probe"), tag("p", COPYING), shown])
+
+
+def dense(summary: Summary) -> Markup:
+    """Every width at every budget: the frontier is only as good as its tuning."""
+    body = [
+        [
+            budget_key(point["budget"]),
+            f"{point['width']} (chosen)" if point["tuned"] else point["width"],
+            f"{point['valid']:.3f}",
+            interval_text(point["bits_per_byte"]),
+            len(point["seeds"]),
+            *(_amount(axis, point["amounts"][axis]) for axis in AXES),
+        ]
+        for point in summary["dense"]
+    ]
+    head = ["budget", "width", "bits per byte, validation", "bits per byte, test", "seeds"]
+    head += ["billed FLOPs", "FLOPs per token, inference", "seconds", "bytes"]
+    notes = _edges(summary)
+    caption = "The width is chosen on validation text and compared on test text."
+    return join(
+        [
+            tag("h2", "Dense frontier"),
+            *(tag("p", note, class_="warning") for note in notes),
+            table(head, body, caption=caption, numeric=range(1, 9)),
+        ]
+    )
+
+
+def _edges(summary: Summary) -> list[str]:
+    """A best width at the end of its range means that the frontier may not be tuned."""
+    notes: list[str] = []
+    for budget in summary["budgets"]:
+        points = [point for point in summary["dense"] if point["budget"] == budget]
+        widths = sorted(point["width"] for point in points)
+        chosen = [point["width"] for point in points if point["tuned"]]
+        if chosen and chosen[0] in (widths[0], widths[-1]):
+            side = "largest" if chosen[0] == widths[-1] else "smallest"
+            notes.append(
+                f"At {budget_key(budget)} the best dense width, {chosen[0]}, is the {side} of {len(widths)} tried: a "
+                "better one may lie beyond, and every multiplier that rests on this point would be smaller."
+            )
+    return notes
+
+
+def _entries(summary: Summary, regimes: tuple[str, ...]) -> Iterator[tuple[str, str, Entry]]:
+    for name, budgets in summary["arms"].items():
+        for budget, entry in budgets.items():
+            if entry["regime"] in regimes:
+                yield name, budget, entry
+
+
+def _number(text: str) -> Markup:
+    """The number, and its interval smaller."""
+    number, bracket, rest = text.partition(" [")
+    return join([number, " ", tag("small", f"[{rest}")]) if bracket else join([number])
+
+
+def _label(name: str, entry: Entry, *, under_heading: bool = False) -> Any:
+    if entry["arm"] == DENSE:
+        return f"{name} (tuned)"
+    name = name.removesuffix(" (whole corpus)") if under_heading else name
+    return tag("span", name, class_="control") if entry["control"] else name
+
+
+def _amount(axis: str, value: float | None) -> str:
+    return seconds(value) if axis == "seconds" else amount(value, "B" if axis == "bytes" else "FLOP")

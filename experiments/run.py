@@ -1,0 +1,344 @@
+"""One training run: planned to its budget, trained by Lightning, evaluated, billed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS, Arm, arm_named
+from experiments.controls import copying
+from experiments.data import Windows, training_order
+from experiments.derived import Counts, derive
+from experiments.errors import RunError
+from experiments.evaluation import Evaluation, Scored, evaluate, read_bill, without_memory
+from experiments.ledger import Ledger
+from experiments.neighborhood import Neighborhood
+from experiments.training import train, tune_allocator
+from experiments.workspace import Workspace
+from mann import LanguageModule, Transformer
+from mann.optim import parameter_roles
+from retrieval import Neighbors, Source
+from retrieval.runtime import threads
+
+Progress = Callable[[str, float], None]
+
+DEFAULTS: dict[str, Any] = {
+    "layers": 3,
+    "heads": None,
+    "batch": 4,
+    "time": 256,
+    "k": 16,
+    "rates": {},
+    "weight_decay": 0.0,
+    "warmup": 0.03,
+    "decay": 0.6,
+    "precision": "bf16-mixed",
+    "evaluation_tokens": 131_072,
+    # Also report the model mixed with count n-grams over the same tokens, and over the whole corpus.
+    "counts": False,
+}
+# What an arm with a store keeps back for building and searching it; what is left over stays unspent.
+STORE_SHARE = 0.15
+# Numbers of windows are rounded down to a grid of eight per octave, so that arms of similar cost share one store.
+GRID = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that defines one training run.
+
+    Args:
+        study: Name of the study it belongs to.
+        arm: Name of the arm.
+        regime: What its store may hold: ``"none"``, ``"same tokens"`` or ``"whole corpus"``.
+        seed: Initial weights and order of the data.
+        width: Width of the residual stream.
+        budget: Training FLOPs, everything counted.
+        settings: Changes to :data:`DEFAULTS`.
+    """
+
+    study: str
+    arm: str
+    regime: str
+    seed: int
+    width: int
+    budget: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self) | {"settings": dict(self.settings)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Run:
+        """From :meth:`to_dict`."""
+        return cls(**fields)
+
+    def key(self, corpus_fingerprint: str) -> str:
+        """Sixteen hexadecimal digits that change when anything that defines the run changes."""
+        text = json.dumps([self.to_dict(), corpus_fingerprint], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def label(self) -> str:
+        """For people."""
+        store = "" if self.regime == NO_STORE else f" ({self.regime})"
+        return f"{self.arm}{store}, seed {self.seed}, width {self.width}, {self.budget:.0e}".replace("e+", "e")
+
+
+def execute(run: Run, workspace: Workspace, progress: Progress = lambda stage, share: None) -> list[dict[str, Any]]:
+    """Train and evaluate one run.
+
+    Args:
+        run: What to do.
+        workspace: Where.
+        progress: Called with the stage and the share of it that is done.
+
+    Returns:
+        The run's row of ``results.jsonl`` first, then the rows derived from it (their ``parent`` is its key).
+
+    Raises:
+        RunError: If the settings or the budget make no run.
+        FloatingPointError: If the loss is not finite.
+    """
+    tune_allocator()
+    with threads(1):
+        return _Execution(run, workspace, progress).rows()
+
+
+class _Execution:
+    def __init__(self, run: Run, workspace: Workspace, progress: Progress) -> None:
+        unknown = sorted(set(run.settings) - set(DEFAULTS))
+        if unknown:
+            raise RunError(f"unknown settings {unknown}: the settings are {', '.join(DEFAULTS)}")
+        self.run = run
+        self.workspace = workspace
+        self.progress = progress
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.arm: Arm = arm_named(run.arm, workspace.arms)
+        self.settings = DEFAULTS | {k: v for k, v in self.arm.settings.items()} | dict(run.settings)
+        progress("corpus", 0.0)
+        self.corpus = workspace.corpus
+        self.windows = Windows(self.corpus.train, self.settings["time"])
+        self.order = training_order(len(self.windows), run.seed)
+        self.seconds = {"train": 0.0, "build": 0.0, "search": 0.0, "evaluate": 0.0}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Do it."""
+        batch, length = self.settings["batch"], self.settings["time"]
+        stored = self.arm.source is not None
+        sample = self._count_step(self._source(batch))
+        affordable = int(self.run.budget * (1 - STORE_SHARE * stored) / sample.flops) * batch
+        if affordable < batch:
+            raise RunError(
+                f"a budget of {self.run.budget:.3g} FLOPs is less than one step of {self.run.label()} "
+                f"({sample.flops:.3g}): raise the budget, or lower the width or the batch"
+            )
+        if stored:
+            affordable = max(batch, _on_grid(affordable, GRID) // batch * batch)
+        n_windows = min(affordable, len(self.windows) // batch * batch)
+        source = self._source(n_windows)
+        neighbors = self._neighborhood(source, n_windows)
+        network = self._network(source)
+        module = self._module(network, n_windows // batch)
+        begin = time.perf_counter()
+        train(self.run, self.workspace, module, self.settings, n_windows, neighbors, self.progress)
+        self.seconds["train"] = time.perf_counter() - begin
+        return self._results(sample, network, source, neighbors, n_windows)
+
+    def _source(self, n_windows: int) -> Source | None:
+        if self.arm.source is None:
+            return None
+        return self.workspace.source(self.arm, self.run.regime, self.windows, self.run.seed, n_windows)
+
+    def _neighborhood(self, source: Source | None, n_windows: int) -> Neighborhood | None:
+        if source is None:
+            return None
+        found = self.workspace.neighborhood(
+            source, self.windows, self.order, f"train seed {self.run.seed}", self.settings["k"], exclude=True
+        )
+        found.prepare(n_windows, lambda share: self.progress("neighbours", share))
+        return found
+
+    def _network(self, source: Source | None) -> Transformer:
+        layers = self.settings["layers"]
+        torch.manual_seed(self.run.seed)
+        try:
+            return Transformer(
+                self.corpus.vocab_size,
+                self.run.width,
+                layers,
+                self.settings["heads"],
+                **self.arm.slots(layers, source),
+            )
+        except ValueError as error:
+            raise RunError(f"{self.run.label()}: {error}") from error
+
+    def _module(self, network: Transformer, steps: int) -> LanguageModule:
+        chosen = ("rates", "weight_decay", "warmup", "decay")
+        return LanguageModule(network, steps, **{name: self.settings[name] for name in chosen})
+
+    def _count_step(self, source: Source | None) -> Ledger:
+        """The bill of one training step, from a step that is taken and thrown away."""
+        network = self._network(source)
+        module = self._module(network, 1000)
+        optimizer = module.configure_optimizers()["optimizer"]
+        batch: dict[str, Any] = self.windows.batch(self.order[: self.settings["batch"]])
+        if source is not None:
+            # Work depends on shapes alone, so any neighbours will do.
+            shape = (*batch["tokens"].shape, self.settings["k"])
+            batch["neighbors"] = Neighbors(
+                torch.ones(shape), torch.zeros(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.bool)
+            )
+        with Ledger(network) as ledger:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.settings["precision"] == "bf16-mixed"):
+                loss = module(batch)
+            loss.backward()
+            with ledger.phase("optimizer"):
+                optimizer.step()
+        return ledger
+
+    def _results(
+        self,
+        step: Ledger,
+        network: Transformer,
+        source: Source | None,
+        neighbors: Neighborhood | None,
+        n_windows: int,
+    ) -> list[dict[str, Any]]:
+        begin = time.perf_counter()
+        evaluations = self._evaluations(source)
+        scored = {name: self._score(network, evaluation) for name, evaluation in evaluations.items()}
+        row = self._row(step, network, neighbors, n_windows)
+        row.update(self._read(network, evaluations["test"]))
+        row["losses"] = {name: split.summary() for name, split in scored.items()}
+        row["probes"] = {"copying": self._copying(network)}
+        rows = [row]
+        if len(network.memory):
+            rows.append(derive(row, f"{self.run.arm}, memory off", self.run.regime, self._knockout(network, evaluations)))
+        if self.settings["counts"]:
+            rows += self._with_counts(row, scored, evaluations, n_windows)
+        row["seconds"]["evaluate"] = time.perf_counter() - begin
+        return rows
+
+    def _evaluations(self, source: Source | None) -> dict[str, Evaluation]:
+        length, n_tokens = self.settings["time"], self.settings["evaluation_tokens"]
+        found = {}
+        for name, split in self.corpus.splits.items():
+            if name == "train":
+                continue
+            evaluation = Evaluation.of(self.corpus, split, length, n_tokens)
+            if source is not None:
+                # Held-out documents are in no store, so there is nothing to exclude.
+                near = self.workspace.neighborhood(
+                    source, evaluation.windows, evaluation.chosen, name, self.settings["k"], exclude=False
+                )
+                near.prepare(len(evaluation.chosen), lambda share: self.progress("neighbours of held-out text", share))
+                evaluation = replace(evaluation, neighbors=near)
+            found[name] = evaluation
+        return found
+
+    def _score(self, network: Transformer, evaluation: Evaluation, forget: bool = False) -> Scored:
+        self.progress("evaluate", 0.0)
+        return evaluate(network, evaluation, forget=forget, autocast=self._autocast)
+
+    @property
+    def _autocast(self) -> bool:
+        return self.settings["precision"] == "bf16-mixed"
+
+    def _copying(self, network: Transformer) -> dict[str, float]:
+        def nll(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            # Random strings have no neighbours; a search for them would measure the store, not copying.
+            nothing = Neighbors.none(*tokens.shape, self.settings["k"])
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+                return network.loss(tokens, targets, neighbors=nothing)
+
+        return copying(nll, self.corpus.vocab_size).to_dict()
+
+    def _knockout(self, network: Transformer, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+        with without_memory(network):
+            return {name: self._score(network, e, forget=True).summary() for name, e in evaluations.items()}
+
+    def _with_counts(
+        self,
+        row: dict[str, Any],
+        scored: Mapping[str, Scored],
+        evaluations: Mapping[str, Evaluation],
+        n_windows: int,
+    ) -> list[dict[str, Any]]:
+        self.progress("counts", 0.0)
+        same = self.windows.passages(self.order[:n_windows], self.corpus.vocab_size)
+        stores = {SAME_TOKENS: same, WHOLE_CORPUS: self.corpus.train.passages(self.corpus.vocab_size)}
+        if self.run.regime != NO_STORE:
+            stores = {self.run.regime: stores[self.run.regime]}
+        return [
+            Counts(self.corpus, passages, evaluations, self.workspace.cache).row(row, scored, regime)
+            for regime, passages in stores.items()
+        ]
+
+    def _read(self, network: Transformer, evaluation: Evaluation) -> dict[str, Any]:
+        batch = next(evaluation.batches())
+        ledger = read_bill(network, batch)
+        tokens = batch["tokens"].numel()
+        flops, moved = ledger.flops / tokens, ledger.bytes / tokens
+        if evaluation.neighbors is not None:
+            searched = evaluation.neighbors.work(len(evaluation.chosen))
+            flops += searched[0] / (len(evaluation.chosen) * evaluation.windows.length)
+            moved += searched[1] / (len(evaluation.chosen) * evaluation.windows.length)
+        return {"read_flops": flops, "read_bytes": moved}
+
+    def _row(
+        self, step: Ledger, network: Transformer, neighbors: Neighborhood | None, n_windows: int
+    ) -> dict[str, Any]:
+        steps = n_windows // self.settings["batch"]
+        flops = {phase: step.by_phase.get(phase, 0) * steps for phase in ("forward", "backward", "optimizer")}
+        moved = {phase: step.bytes_by_phase.get(phase, 0) * steps for phase in flops}
+        build: dict[str, int] = {}
+        flops |= {"search": 0, "build": 0}
+        moved |= {"search": 0, "build": 0}
+        if neighbors is not None:
+            flops["search"], moved["search"], self.seconds["search"] = neighbors.work(n_windows)
+            bill = neighbors.store_bill()
+            build = bill["flops"]
+            flops["build"], moved["build"] = sum(build.values()), sum(bill["bytes"].values())
+            self.seconds["build"] = bill["seconds"]
+        roles = parameter_roles(network)
+        count = {role: sum(p.numel() for p in params) for role, params in roles.items()}
+        total = sum(count.values())
+        return {
+            **self.run.to_dict(),
+            "run": self.run.key(self.corpus.fingerprint),
+            "control": self.arm.control,
+            "layers": self.settings["layers"],
+            "tokens": n_windows * self.settings["time"],
+            "steps": steps,
+            "params": {"total": total, "active": total - count["table"], "table": count["table"]},
+            "flops": flops,
+            "train_flops": sum(flops.values()),
+            "matmul_flops": step.matmul_flops * steps,
+            "build": build,
+            "bytes": moved,
+            "train_bytes": sum(moved.values()),
+            "seconds": self.seconds,
+            "train_seconds": sum(self.seconds[name] for name in ("train", "build", "search")),
+            "by_operator": {name: flops * steps for name, flops in step.by_operator.items()},
+            "by_module": {name: flops * steps for name, flops in step.by_module.items()},
+            "parent": None,
+            "settings": self.settings,
+            "git": self.workspace.revision,
+            "versions": self.workspace.versions,
+            "corpus": self.corpus.fingerprint,
+            "started": self.started,
+        }
+
+
+def _on_grid(count: int, per_octave: int) -> int:
+    """The largest number of the geometric grid that is not above ``count``."""
+    return math.floor(2 ** (math.floor(math.log2(count) * per_octave) / per_octave))

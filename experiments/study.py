@@ -1,0 +1,239 @@
+"""A study: one question, the arms that answer it, and which runs that takes, the most telling ones first."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import pkgutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from experiments import studies
+from experiments.arms import ARMS, NO_STORE, SAME_TOKENS, WHOLE_CORPUS, Arm, arm_named
+from experiments.errors import RunError
+from experiments.frontier import DENSE
+from experiments.run import DEFAULTS, Run
+from experiments.workspace import CorpusSpec
+
+_Place = tuple[str, str, int, int, float]  # arm, regime, seed, width, budget
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms compared with tuned dense transformers, at several sizes, budgets and seeds.
+
+    Dense runs at every width and budget: with all seeds at the width that tuning found best for the budget, with
+    the first seed at the others. Arms run at that best width too.
+
+    Args:
+        data: The text.
+        arms: Arms that read nothing but what they were trained on: names, or :class:`~experiments.arms.Arm`.
+        widths: Widths of the dense frontier.
+        budgets: Training FLOPs, everything counted.
+        seeds: Each decides initial weights and order of data.
+        whole_corpus: Arms that may look up all of the training text; another question, so never in one row.
+        controls: Arms that explain the others.
+        control_seeds: How many of the seeds the controls run with.
+        reach: Budgets only dense runs at, below and above the others, so that multipliers on both sides of 1
+            can be read off the frontier.
+        best_width: What tuning found, by budget; others take the one of the nearest budget.
+        tuned: What tuning found by arm, over the arm's own settings.
+        sized: What tuning found by width, for every arm.
+        name: Given by :func:`load_study`: the name of the file.
+        question: Given by :func:`load_study`: what the file's docstring asks.
+
+    Raises:
+        RunError: If an arm is unknown or something to compare is missing.
+    """
+
+    data: CorpusSpec
+    arms: Sequence[str | Arm]
+    widths: Sequence[int]
+    budgets: Sequence[float]
+    seeds: Sequence[int] = range(3)
+    whole_corpus: Sequence[str | Arm] = ()
+    controls: Sequence[str | Arm] = ()
+    control_seeds: int = 1
+    reach: Sequence[float] = ()
+    best_width: Mapping[float, int] = field(default_factory=dict)
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sized: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    name: str = ""
+    question: str = ""
+
+    def __post_init__(self) -> None:
+        for what, values in (("widths", self.widths), ("budgets", self.budgets)):
+            if not values or min(values) <= 0:
+                raise RunError(f"{what} must be positive numbers, got {list(values)}")
+        if not self.seeds:
+            raise RunError("a study needs at least one seed")
+        for arm in self.whole_corpus:
+            if self._arm(arm).source is None:
+                raise RunError(
+                    f"{self._arm(arm).name!r} looks nothing up, so it cannot read the whole corpus"
+                )
+        unknown = sorted(set(self.tuned) - set(self.arm_table))
+        if unknown:
+            raise RunError(f"tuned settings for unknown arms {unknown}: {', '.join(self.arm_table)}")
+
+    @property
+    def arm_table(self) -> dict[str, Arm]:
+        """Every arm a run may name: the library's, and what this study adds."""
+        own = [arm for arm in (*self.arms, *self.whole_corpus, *self.controls) if isinstance(arm, Arm)]
+        return ARMS | {arm.name: arm for arm in own}
+
+    def plan(self) -> list[Run]:
+        """The runs, each once. Stopped anywhere, what has run until then is the best partial report."""
+        return [self._run(place) for place in dict.fromkeys(self._places())]
+
+    def narrowed(
+        self,
+        *,
+        arms: Sequence[str] | None = None,
+        widths: Sequence[int] | None = None,
+        budgets: Sequence[float] | None = None,
+        seeds: Sequence[int] | None = None,
+        data: CorpusSpec | None = None,
+    ) -> Study:
+        """The same question for other arms (dense always runs), sizes, budgets, seeds or another text.
+
+        Raises:
+            RunError: If an arm is unknown.
+        """
+        changes: dict[str, Any] = {}
+        if arms is not None:
+            changes |= self._chosen(arms)
+        if budgets is not None:
+            # A third and three and a third: the frontier must reach beyond the budgets on both sides.
+            changes |= {"budgets": budgets, "reach": (min(budgets) / 3, max(budgets) * 10 / 3)}
+        given = {"widths": widths, "seeds": seeds, "data": data}
+        return replace(self, **changes, **{name: value for name, value in given.items() if value is not None})
+
+    def quick(self) -> Study:
+        """The smallest study of this kind that still gives every kind of number, in a few minutes."""
+        return replace(
+            self,
+            widths=(32, 48),
+            budgets=(2e11,),
+            reach=(7e10, 6e11),
+            best_width={7e10: 32, 2e11: 32, 6e11: 48},
+            seeds=tuple(self.seeds)[:1],
+            whole_corpus=(),
+            controls=(),
+        )
+
+    def width_at(self, budget: float) -> int:
+        """The width that is best at a budget, as far as is known."""
+        if not self.best_width:
+            return sorted(self.widths)[len(self.widths) // 2]
+        nearest = min(self.best_width, key=lambda known: abs(math.log(known / budget)))
+        return min(self.widths, key=lambda width: abs(math.log(width / self.best_width[nearest])))
+
+    def _places(self) -> Iterator[_Place]:
+        first, *others = self.seeds
+        rising, falling = sorted(self.budgets), sorted(self.budgets, reverse=True)
+        same = [(arm, self._regime(arm)) for arm in map(self._arm, self.arms) if arm.name != DENSE]
+        whole = [(arm, WHOLE_CORPUS) for arm in map(self._arm, self.whole_corpus)]
+        controls = [(arm, self._regime(arm)) for arm in map(self._arm, self.controls)]
+        dense = [(arm_named(DENSE, self.arm_table), NO_STORE)]
+        # The one large store takes longest: the first worker begins with it while the others train dense, and
+        # arms that would wait for it come later.
+        yield from self._at(whole[:1], rising[:1], first)
+        yield from self._at(dense, rising, first)
+        yield from self._at(same, rising, first)
+        yield from self._at(whole, rising, first)
+        yield from self._at(dense, self.reach, first)
+        for width in self.widths:
+            yield from self._at(dense, rising, first, width)
+        yield from self._at(controls, falling, first)
+        # Long runs before short ones from here on, so that no worker is left with a long one at the end.
+        for rank, seed in enumerate(others, start=1):
+            yield from self._at(dense, sorted([*self.reach, *falling], reverse=True), seed)
+            yield from self._at([*same, *whole], falling, seed)
+            if rank < self.control_seeds:
+                yield from self._at(controls, falling, seed)
+
+    def _at(
+        self, arms: Sequence[tuple[Arm, str]], budgets: Sequence[float], seed: int, width: int | None = None
+    ) -> Iterator[_Place]:
+        for budget in budgets:
+            for arm, regime in arms:
+                yield arm.name, regime, seed, width or self.width_at(budget), float(budget)
+
+    def _run(self, place: _Place) -> Run:
+        name, regime, seed, width, budget = place
+        arm = self.arm_table[name]
+        # Everything goes into the run, defaults too: a changed default is another run, not a finished one.
+        settings = (
+            DEFAULTS | dict(arm.settings) | dict(self.sized.get(width, {})) | dict(self.tuned.get(name, {}))
+        )
+        # Mixed with counts is what to beat, at the places where arms are compared.
+        compared = not arm.control and budget in self.budgets and width == self.width_at(budget)
+        settings |= {"counts": compared}
+        return Run(self.name, name, regime, seed, width, budget, settings)
+
+    def _regime(self, arm: Arm) -> str:
+        return NO_STORE if arm.source is None else SAME_TOKENS
+
+    def _arm(self, arm: str | Arm) -> Arm:
+        return arm if isinstance(arm, Arm) else arm_named(arm, ARMS)
+
+    def _chosen(self, names: Sequence[str]) -> dict[str, Any]:
+        chosen = {arm_named(name, self.arm_table).name for name in names}
+        kept = {
+            group: tuple(arm for arm in getattr(self, group) if self._arm(arm).name in chosen)
+            for group in ("arms", "whole_corpus", "controls")
+        }
+        listed = {self._arm(arm).name for group in kept.values() for arm in group}
+        # An arm of the library that this study does not list can still be asked for.
+        added = {name: self.arm_table[name] for name in names if name not in listed and name != DENSE}
+        kept["arms"] += tuple(name for name, arm in added.items() if not arm.control)
+        kept["controls"] += tuple(name for name, arm in added.items() if arm.control)
+        return kept
+
+
+def study_names() -> list[str]:
+    """The studies that come with the library."""
+    return sorted(module.name for module in pkgutil.iter_modules(studies.__path__))
+
+
+def load_study(name: str) -> Study:
+    """A study by name, or from a Python file of your own that assigns ``study = Study(...)``.
+
+    Raises:
+        RunError: If there is none.
+    """
+    if name.endswith(".py"):
+        module = _module_at(Path(name))
+    elif name in study_names():
+        module = importlib.import_module(f"{studies.__name__}.{name}")
+    else:
+        close = difflib.get_close_matches(name, study_names(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise RunError(
+            f"unknown study {name!r}: {hint}The studies are {', '.join(study_names())}; "
+            "a file of your own goes by its path, such as mine.py"
+        )
+    study = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        raise RunError(f"{name} assigns no study: end the file with `study = Study(...)`")
+    question = (module.__doc__ or "").strip().partition("\n\n")[0]
+    return replace(study, name=study.name or Path(name).stem, question=study.question or question)
+
+
+def _module_at(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise RunError(
+            f"there is no file {path}: give the path of a study, or one of {', '.join(study_names())}"
+        )
+    # An ordinary import, not one from a file: worker processes must be able to repeat it to unpickle its arms.
+    sys.path.append(str(path.resolve().parent))
+    module = importlib.import_module(path.stem)
+    if module.__file__ is None or Path(module.__file__).resolve() != path.resolve():
+        raise RunError(f"{path} is hidden by another module named {path.stem!r}: rename the file")
+    return module

@@ -1,0 +1,130 @@
+"""What every run of a study shares: the text, the folders, the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from filelock import FileLock
+
+import experiments
+from experiments.arms import ARMS, SAME_TOKENS, Arm
+from experiments.data import Corpus, Windows, training_order
+from experiments.neighborhood import LazySource, Neighborhood
+from retrieval import Passages, Source
+
+_PACKAGES = ("torch", "torch-geometric", "faiss-cpu", "lightning", "numpy", "tokenizers", "mnemograph")
+
+
+class CorpusSpec(Protocol):
+    """Anything that can load a corpus: :class:`experiments.data.CodeCorpus`, ``TextCorpus``, your own."""
+
+    def load(self, progress: Callable[[str, float], None] | None = None) -> Corpus:
+        """The corpus, from its cache where possible."""
+        ...
+
+
+@dataclass
+class Workspace:
+    """Where runs happen.
+
+    Args:
+        spec: Loads the corpus.
+        out: Folder of the study's results, checkpoints and W&B files.
+        cache: Folder for neighbour tables and stores, shared by studies.
+        wandb: Log each run to Weights & Biases, and how.
+        arms: The arms by name.
+    """
+
+    spec: CorpusSpec
+    out: Path
+    cache: Path
+    wandb: Literal["off", "offline", "online"] = "off"
+    arms: Mapping[str, Arm] = field(default_factory=lambda: ARMS)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The text, loaded once per process."""
+        return self.spec.load()
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of what results depend on."""
+        found = {}
+        for name in _PACKAGES:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                found[name] = "not installed"
+        return found
+
+    @cached_property
+    def revision(self) -> str:
+        """The git revision, or a digest of the installed sources where there is no repository."""
+        house = Path(experiments.__file__).parent.parent
+        try:
+            shown = subprocess.run(
+                ["git", "-C", str(house), "rev-parse", "--short=12", "HEAD"],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            )
+            return shown.stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            digest = hashlib.sha256()
+            for path in sorted(house.glob("*/**/*.py")):
+                if path.relative_to(house).parts[0] in ("mann", "gnn", "retrieval", "experiments"):
+                    digest.update(path.read_bytes())
+            return f"source-{digest.hexdigest()[:12]}"
+
+    def source(self, arm: Arm, regime: str, windows: Windows, seed: int, n_windows: int) -> LazySource:
+        """The store an arm may read: the windows it trains on, or the whole training split."""
+        assert arm.source is not None
+        if regime == SAME_TOKENS:
+            order = training_order(len(windows), seed)[:n_windows]
+            passages = windows.passages(order, self.corpus.vocab_size)
+        else:
+            passages = self._whole
+        return self._sources.setdefault(
+            (arm.source, passages.fingerprint), self._lazy(arm.source, passages)
+        )
+
+    def _lazy(self, build: Callable[[Passages], Source], passages: Passages) -> LazySource:
+        name = getattr(build, "__qualname__", None) or repr(build)
+        fingerprint = hashlib.sha256(f"{name} {passages.fingerprint}".encode()).hexdigest()
+
+        def built() -> Source:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            # Two processes must not build the same large store at once: the machine's memory holds one.
+            with FileLock(str(self.cache / f"{fingerprint[:24]}.lock")):
+                return build(passages)
+
+        return LazySource(passages, built, fingerprint)
+
+    @cached_property
+    def _whole(self) -> Passages:
+        return self.corpus.train.passages(self.corpus.vocab_size)
+
+    @cached_property
+    def _sources(self) -> dict[tuple[Any, str], LazySource]:
+        return {}
+
+    def neighborhood(
+        self, source: Source, windows: Windows, order: Any, label: str, k: int, *, exclude: bool
+    ) -> Neighborhood:
+        """Neighbours of windows, in the shared cache."""
+        key = hashlib.sha256(
+            f"{source.fingerprint} {self.corpus.fingerprint} {label} {windows.length} {k}".encode()
+        ).hexdigest()[:24]
+        return Neighborhood(self.cache / "neighbors" / key, source, windows, order, k, exclude=exclude)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("spec", "out", "cache", "wandb", "arms")
+        return {name: self.__dict__[name] for name in kept}

@@ -1,0 +1,166 @@
+"""What was retrieved, as a graph."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from retrieval.neighbors import Neighbors
+
+__all__ = ["Edges", "neighbor_graph", "real_nodes", "window_sources"]
+
+Edges = Literal["window", "none", "shuffled"]
+
+
+def real_nodes(
+    neighbors: Neighbors,
+    window: Int[Tensor, "batch time k w"],
+    visible_from: Int[Tensor, "batch time k"] | None = None,
+) -> Bool[Tensor, "batch time k w"]:
+    """Which window positions become nodes: not of a masked or not yet visible neighbour, and not token 0.
+
+    Token 0 stands outside the passage or marks the beginning of a document; neither says anything.
+
+    Args:
+        neighbors: What the search returned.
+        window: Tokens around each neighbour.
+        visible_from: First time step of the row that may see each neighbour; ``None``: all of them always may.
+
+    Shapes:
+        window: ``[batch, time, k, w]``, visible_from: ``[batch, time, k]``, result: as ``window``
+
+    Raises:
+        ValueError: If the shapes do not belong together.
+    """
+    if window.ndim != 4 or window.shape[:3] != neighbors.mask.shape:
+        raise ValueError(
+            f"window of shape {tuple(window.shape)} does not belong to neighbours of shape "
+            f"{tuple(neighbors.mask.shape)}; pass passages.window(neighbors.ids, before, after)"
+        )
+    mask = neighbors.mask
+    if visible_from is not None:
+        if visible_from.shape != mask.shape:
+            raise ValueError(
+                f"visible_from needs one stamp a neighbour, {tuple(mask.shape)}, got {tuple(visible_from.shape)}"
+            )
+        time = torch.arange(mask.shape[1], device=mask.device).view(1, -1, 1)
+        mask = mask & (visible_from <= time)
+    return mask.unsqueeze(-1) & (window != 0)
+
+
+def window_sources(
+    real: Bool[Tensor, "batch time k w"], edges: Edges, seed: int = 0
+) -> Int[Tensor, "batch time k"] | None:
+    """From which neighbour's window each window hears: its own, none, or (a control) another one of the same token.
+
+    The rewiring stays among the neighbours of one token. Exchanging edges over the whole batch would leak: what a later
+    token retrieved tells what that token is. It is a derangement of the neighbours that have nodes, the same in every
+    run and at every position; a token with a single neighbour keeps it.
+
+    Shapes:
+        real: ``[batch, time, k, w]``, result: ``[batch, time, k]``, numbers in ``0..k-1``
+    """
+    if edges == "none":
+        return None
+    k = real.shape[2]
+    itself = torch.arange(k, device=real.device).expand(real.shape[:3])
+    if edges == "window":
+        return itself
+    alive = real.any(-1)
+    order = torch.argsort((~alive).to(torch.int8), dim=-1, stable=True)
+    n_alive = alive.sum(-1, keepdim=True)
+    shift = 1 + (7919 * (seed + 1)) % (n_alive - 1).clamp(min=1)
+    place = torch.argsort(order, dim=-1)
+    return torch.where(alive, order.gather(-1, (place + shift) % n_alive.clamp(min=1)), itself)
+
+
+def neighbor_graph(
+    neighbors: Neighbors,
+    window: Int[Tensor, "batch time k w"],
+    *,
+    before: int = 0,
+    visible_from: Int[Tensor, "batch time k"] | None = None,
+    edges: Edges = "window",
+    seed: int = 0,
+    order: bool = False,
+) -> HeteroData:
+    r"""The retrieved windows of a batch and the tokens that retrieved them, as one heterogeneous graph.
+
+    After `GNN-LM: Language Modeling based on Global Contexts via GNN <https://arxiv.org/abs/2110.08743>`_
+    (Meng et al., ICLR 2022), with its direction kept: nothing ever flows from a token to an entry.
+
+    * node type ``token``: one for each place of the batch, number ``row * time + position``; ``row``, ``position``
+    * node type ``entry``: one for each real token of each neighbour's window, never shared between
+      neighbours; ``token`` (its id), ``offset`` (place in the window, 0 at the retrieved position, 1 at its answer),
+      ``visible_from`` (first position of the row that may see it)
+    * ``(entry, window, entry)``: adjacent positions of one window, both directions; ``step`` is where the source stands
+      seen from the target, -1 or 1. No self loops: the layers have a root weight.
+    * ``(entry, retrieved, token)``: from every node of a neighbour to the token that retrieved it; ``score``, ``rank``,
+      ``offset``. The answers are the edges with ``offset == 1``.
+    * ``(token, before, token)``: only with ``order``; from each token to the next one of its row.
+
+    Args:
+        neighbors: What the search returned.
+        window: Tokens around each neighbour, 0 outside the passage.
+        before: Place of the retrieved position in the window.
+        visible_from: First time step that may see each neighbour, for stores that hold the running text itself; earlier
+            steps do not get its nodes. ``None``: a static store of other documents, stamped 0.
+        edges: ``"window"``, ``"none"``, or ``"shuffled"`` (see :func:`window_sources`).
+        seed: Chooses the shuffling.
+        order: Whether to join consecutive tokens of a row. Attention does that already.
+
+    Shapes:
+        window: ``[batch, time, k, w]``, visible_from: ``[batch, time, k]``
+
+    Raises:
+        ValueError: If the shapes do not belong together, or the retrieved position is outside the window.
+    """
+    real = real_nodes(neighbors, window, visible_from)
+    batch, time, k, w = window.shape
+    if not 0 <= before < w:
+        raise ValueError(f"before={before} is outside a window of {w} tokens")
+    device = window.device
+    flat = real.flatten()
+    slot = flat.nonzero().squeeze(1)  # a slot is a place of the regular grid; a node is a slot that is real
+    node = torch.cumsum(flat, 0) - 1
+    place, neighbor = slot % w, slot // w
+    token = neighbor // k
+
+    graph = HeteroData()
+    number = torch.arange(batch * time, device=device)
+    graph["token"].num_nodes = batch * time
+    graph["token"].row, graph["token"].position = number // time, number % time
+    entry = graph["entry"]
+    entry.num_nodes = slot.numel()
+    entry.token, entry.offset = window.flatten()[slot], place - before
+    stamps = torch.zeros_like(neighbors.ids) if visible_from is None else visible_from
+    entry.visible_from = stamps.flatten()[neighbor]
+
+    sources, targets, steps = [], [], []
+    hears = window_sources(real, edges, seed)
+    if hears is not None:
+        from_window = (hears.flatten() + number.repeat_interleave(k) * k)[neighbor]
+        for step in (-1, 1):
+            inside = (place + step >= 0) & (place + step < w)
+            source = from_window * w + (place + step).clamp(0, w - 1)
+            target = (inside & flat[source]).nonzero().squeeze(1)
+            sources.append(node[source[target]])
+            targets.append(target)
+            steps.append(torch.full_like(target, step))
+    nothing = [slot.new_empty(0)]
+    joined = graph["entry", "window", "entry"]
+    joined.edge_index = torch.stack([torch.cat(sources or nothing), torch.cat(targets or nothing)])
+    joined.step = torch.cat(steps or nothing)
+
+    retrieved = graph["entry", "retrieved", "token"]
+    retrieved.edge_index = torch.stack([torch.arange(slot.numel(), device=device), token])
+    retrieved.score = neighbors.scores.flatten()[neighbor]
+    retrieved.rank, retrieved.offset = neighbor % k, place - before
+    if order:
+        earlier = number[number % time < time - 1]
+        graph["token", "before", "token"].edge_index = torch.stack([earlier, earlier + 1])
+    return graph

@@ -1,0 +1,98 @@
+"""What a slot of the transformer may look at beside the hidden states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from retrieval import Neighbors, Source
+
+
+@dataclass(frozen=True)
+class Context:
+    r"""The inputs of one forward pass that slots may read.
+
+    Args:
+        tokens: Token ids.
+        documents: Document label of each position; attention, shifts and memories never cross a change
+            of label. ``None`` says that every row is one document.
+        neighbors: Neighbours found beforehand for each position; ``None`` lets an
+            :class:`~mann.ExternalMemory` search its own source.
+
+    Shapes:
+        tokens and documents: ``[batch, time]``; neighbors: ``[batch, time, k]``.
+    """
+
+    tokens: Int[Tensor, "batch time"]
+    documents: Int[Tensor, "batch time"] | None = None
+    neighbors: Neighbors | None = None
+    _found: dict[tuple[int, int], Neighbors] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _masks: dict[tuple[int, torch.dtype], list[Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 2:
+            raise ValueError(
+                f"tokens must be [batch, time], got shape {tuple(self.tokens.shape)}: add a batch dimension"
+            )
+        if self.documents is not None and self.documents.shape != self.tokens.shape:
+            raise ValueError(
+                f"documents {tuple(self.documents.shape)} must have the shape of tokens "
+                f"{tuple(self.tokens.shape)}: one document label per token"
+            )
+        if self.documents is not None:
+            # Numbered anew, so that a label that returns further on is another document.
+            change = self.documents[:, 1:] != self.documents[:, :-1]
+            object.__setattr__(self, "documents", F.pad(change.cumsum(1), (1, 0)))
+
+    def same_document(self, back: int) -> Bool[Tensor, "batch time"]:
+        """True where the position ``back`` tokens earlier exists and belongs to the same document."""
+        batch, time = self.tokens.shape
+        inside = torch.zeros(batch, time, dtype=torch.bool, device=self.tokens.device)
+        if back >= time:
+            return inside
+        if self.documents is None:
+            inside[:, back:] = True
+        else:
+            inside[:, back:] = self.documents[:, back:] == self.documents[:, : time - back]
+        return inside
+
+    def retrieve(self, source: Source, k: int) -> Neighbors:
+        """The neighbours of every position: those given, else those ``source`` finds, once per forward pass."""
+        if self.neighbors is not None:
+            return self.neighbors
+        key = (id(source), k)
+        if key not in self._found:
+            self._found[key] = source.search(self.tokens, k, documents=self.documents)
+        return self._found[key]
+
+    def attention_masks(self, block: int, dtype: torch.dtype) -> list[Tensor]:
+        """What to add to the scores of each block of queries: 0 where a query may look, else minus infinity.
+
+        Shared by all layers of one forward pass. Without documents a mask covers the diagonal square alone
+        (``[block, block]``), because every earlier key is visible; with documents all keys so far
+        (``[batch, block, keys]``).
+        """
+        key = (block, dtype)
+        if key not in self._masks:
+            time, documents = self.tokens.shape[1], self.documents
+            positions = torch.arange(time, device=self.tokens.device)
+            masks = []
+            for start in range(0, time, block):
+                end = min(start + block, time)
+                if documents is None:
+                    hidden = positions[start:end, None] < positions[start:end]
+                else:
+                    hidden = (documents[:, start:end, None] != documents[:, None, :end]) | (
+                        positions[start:end, None] < positions[:end]
+                    )
+                masks.append(torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, float("-inf")))
+            self._masks[key] = masks
+        return self._masks[key]

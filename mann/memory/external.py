@@ -1,0 +1,68 @@
+"""External memory: a source that is searched and a reader of what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mann.context import Context
+from mann.memory.base import Memory
+from mann.norm import rms_norm
+from mann.readers import AttentionReader
+from retrieval import Source
+
+
+class ExternalMemory(Memory):
+    r"""Looks up stored contexts like the present one and reads them.
+
+    .. math:: u_t = \mathrm{reader}\big(\hat x_t, \; \mathrm{source}(x_{\le t})\big)
+
+    Neighbours found beforehand (``context.neighbors``) are used when given; otherwise the source is searched with
+    the tokens of the batch.
+
+    Reference:
+        Borgeaud et al., "Improving language models by retrieving from trillions of tokens", 2022. arXiv:2112.04426.
+
+    Args:
+        d_model: Width of the residual stream.
+        source: Where to look.
+        k: Neighbours per position.
+        reader: ``reader(d_model, vocab_size=...)``: :class:`~mann.AttentionReader`, ``gnn.GraphReader``, or your own.
+
+    Shapes:
+        input and output: ``[batch, time, width]``.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        source: Source,
+        k: int = 16,
+        reader: Callable[..., nn.Module] = AttentionReader,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.k = k
+        self.reader = reader(d_model, vocab_size=source.passages.vocab_size)
+
+    def forward(
+        self, x: Float[Tensor, "batch time width"], context: Context
+    ) -> Float[Tensor, "batch time width"]:
+        neighbors = context.retrieve(self.source, self.k)
+        window = self.source.passages.window(neighbors.ids, self.reader.before, self.reader.after)
+        return self.reader(rms_norm(x), neighbors, window)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the memory was trained with, so that a checkpoint refuses another store."""
+        return {"source": self.source.fingerprint, "k": self.k}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained with another store."""
+        if state["source"] != self.source.fingerprint:
+            raise ValueError(
+                f"the checkpoint was trained with source {state['source'][:12]}, this memory has "
+                f"{self.source.fingerprint[:12]}: rebuild the store it was trained with"
+            )

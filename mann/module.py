@@ -1,0 +1,85 @@
+"""Language modelling as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from mann.optim import RoleOptimizer, linear_schedule
+from mann.transformer import Transformer
+
+RATES = {"matrix": 0.01, "embedding": 0.15, "head": 0.03, "scalar": 0.03, "table": 0.03}
+
+
+class LanguageModule(L.LightningModule):
+    r"""Trains a :class:`~mann.Transformer` (any arm) to predict the next token.
+
+    A batch is a dictionary with ``tokens`` and ``targets`` (-100: not scored), and optionally ``documents`` and
+    ``neighbors``. The rate warms up, stays, and falls to zero at ``total_steps``.
+
+    Args:
+        network: The model.
+        total_steps: Length of the schedule; the end of the budget.
+        rates: Step size per parameter role (:func:`mann.optim.parameter_roles`).
+        weight_decay: Decoupled decay of matrices.
+        warmup: Share of the steps for the warm-up.
+        decay: Share of the steps for the decay.
+
+    Shapes:
+        tokens, targets, documents: ``[batch, time]``; loss: scalar, nats per scored token.
+
+    Raises:
+        FloatingPointError: If the loss is not finite.
+    """
+
+    def __init__(
+        self,
+        network: Transformer,
+        total_steps: int,
+        rates: dict[str, float] | None = None,
+        weight_decay: float = 0.0,
+        warmup: float = 0.03,
+        decay: float = 0.6,
+    ) -> None:
+        super().__init__()
+        if total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, got {total_steps}: raise the budget")
+        self.network = network
+        self.total_steps = total_steps
+        self.rates = RATES | (rates or {})
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.decay = decay
+        self._losses: list[Tensor] = []
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Mean negative log-probability of the scored targets, in nats."""
+        nll = self.network.loss(
+            batch["tokens"], batch["targets"], batch.get("documents"), batch.get("neighbors")
+        )
+        return nll.sum() / (batch["targets"] >= 0).sum().clamp(min=1)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        loss = self(batch)
+        # Kept as tensors and read every hundred steps: reading a number every step would stall a GPU.
+        self._losses.append(loss.detach())
+        if len(self._losses) == 100 or self.global_step + 1 == self.total_steps:
+            mean = torch.stack(self._losses).mean()
+            self._losses.clear()
+            if not torch.isfinite(mean):
+                raise FloatingPointError(
+                    f"the training loss became {mean.item()} by step {self.global_step}: lower the rates "
+                    f"(now {self.rates}) or look for non-finite numbers in the data"
+                )
+            self.log("train/nats_per_token", mean, batch_size=1)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        optimizer = RoleOptimizer(self.network, self.rates, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: linear_schedule(step, self.total_steps, self.warmup, self.decay)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

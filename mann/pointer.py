@@ -1,0 +1,89 @@
+"""A readout that may point at what followed the neighbours."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mann.context import Context
+from mann.readers import ScoreFeatures
+from mann.readout import IGNORE, Readout, SoftmaxReadout
+from retrieval import Source
+
+# exp(60) is far inside float32; a target that improbable is the neighbours' alone anyway.
+_LARGEST_EXPONENT = 60.0
+
+
+class PointerReadout(Readout):
+    r"""Mixes the vocabulary distribution with one over the answers of the neighbours.
+
+    .. math::
+        p(v) = w_\varnothing \, \mathrm{softmax}(W x)_v + \sum_i w_i \, [y_i = v], \qquad
+        w = \mathrm{softmax}_{i, \varnothing}
+        \big( \langle W_q x, E[y_i] \rangle + \phi_i, \; \langle c, x \rangle + b \big)
+
+    The weights of the neighbours and of "no neighbour" come out of one softmax, so retrieval that does not help is
+    switched off position by position. Where kNN-LM fixes one mixture weight, this one is learned with the model.
+
+    References:
+        Khandelwal et al., "Generalization through memorization" (kNN-LM), 2020. arXiv:1911.00172;
+        Merity et al., "Pointer sentinel mixture models", 2016. arXiv:1609.07843.
+
+    Args:
+        d_model: Width of the residual stream.
+        vocab_size: Number of tokens.
+        source: Where the neighbours come from.
+        k: Neighbours per position.
+        d_pointer: Width in which states and answers are compared.
+
+    Shapes:
+        x: ``[batch, time, width]``; targets and loss: ``[batch, time]``; log-probabilities:
+        ``[batch, time, vocab]``.
+    """
+
+    def __init__(
+        self, d_model: int, vocab_size: int, source: Source, k: int = 16, d_pointer: int = 32
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.k = k
+        self.softmax = SoftmaxReadout(d_model, vocab_size)
+        self.query = nn.Linear(d_model, d_pointer, bias=False)
+        self.answers = nn.Embedding(vocab_size, d_pointer)
+        self.score = ScoreFeatures(k)
+        self.sink = nn.Linear(d_model, 1)
+        nn.init.normal_(self.answers.weight, std=d_pointer**-0.5)
+        nn.init.zeros_(self.query.weight)
+        nn.init.zeros_(self.sink.weight)
+        nn.init.constant_(self.sink.bias, 3.0)
+
+    def weights(
+        self, x: Float[Tensor, "batch time width"], context: Context
+    ) -> tuple[
+        Float[Tensor, "batch time sink_and_k"], Int[Tensor, "batch time k"], Bool[Tensor, "batch time k"]
+    ]:
+        """Mixture weights (the last one is the vocabulary's), answers, and which of them exist."""
+        neighbors = context.retrieve(self.source, self.k)
+        answers = self.source.passages.window(neighbors.ids, 0, 1)[..., 1]
+        query = self.query(x)
+        match = torch.matmul(self.answers.weight.to(query.dtype)[answers], query[..., None]).squeeze(-1)
+        logits = torch.cat([match.float() + self.score(neighbors), self.sink(x).float()], -1)
+        return torch.softmax(logits, -1), answers, neighbors.mask
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time width"],
+        context: Context,
+        targets: Int[Tensor, "batch time"] | None = None,
+    ) -> Tensor:
+        weights, answers, mask = self.weights(x, context)
+        if targets is None:
+            mixture = self.softmax(x, context).exp() * weights[..., -1:]
+            return mixture.scatter_add(-1, answers, weights[..., :-1]).log()
+        nll = self.softmax(x, context, targets)
+        hits = (answers == targets[..., None]) & mask
+        pointed = (weights[..., :-1] * hits).sum(-1)
+        # -log(w p + q) = nll - log(w + q / p): stays exact where p underflows next to q.
+        mixed = nll - torch.log(weights[..., -1] + pointed * nll.clamp(max=_LARGEST_EXPONENT).exp())
+        return mixed.masked_fill(targets == IGNORE, 0.0)

@@ -1,0 +1,128 @@
+"""The backbone and its four kinds of slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mann.attention import CausalAttention
+from mann.context import Context
+from mann.feedforward import ReluSquared
+from mann.memory.base import Memory
+from mann.norm import rms_norm
+from mann.readout import Readout, SoftmaxReadout
+from retrieval import Neighbors
+
+
+class Block(nn.Module):
+    r"""One layer: :math:`x \leftarrow x + \text{mixer}(\hat x)`, then :math:`x \leftarrow x + \text{feedforward}(\hat x)`.
+
+    Args:
+        d_model: Width of the residual stream.
+        mixer: How positions exchange.
+        feedforward: What each position computes alone.
+
+    Shapes:
+        input and output: ``[batch, time, width]``.
+    """
+
+    def __init__(self, d_model: int, mixer: nn.Module, feedforward: nn.Module) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.mixer = mixer
+        self.feedforward = feedforward
+
+    def forward(
+        self, x: Float[Tensor, "batch time width"], context: Context
+    ) -> Float[Tensor, "batch time width"]:
+        x = x + self.mixer(rms_norm(x), context)
+        return x + self.feedforward(rms_norm(x))
+
+
+class Transformer(nn.Module):
+    r"""A causal transformer whose parts are slots; the defaults are the dense baseline.
+
+    Args:
+        vocab_size: Number of tokens.
+        d_model: Width of the residual stream.
+        n_layers: Number of blocks.
+        n_heads: Attention heads; the default gives heads of width 32.
+        mixer: ``mixer(d_model, n_heads)``, called as ``mixer(x, context)``.
+        feedforward: ``feedforward(d_model)``, called as ``feedforward(x)``.
+        memory: Layer number -> ``memory(d_model)``; its update is added *before* that block, and the key
+            ``n_layers`` stands for "before the readout".
+        readout: ``readout(d_model, vocab_size)``.
+
+    Shapes:
+        tokens: ``[batch, time]``; output: log-probabilities ``[batch, time, vocab]``.
+
+    Raises:
+        ValueError: If a memory is asked for at a layer that does not exist.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        n_layers: int,
+        n_heads: int | None = None,
+        *,
+        mixer: Callable[[int, int], nn.Module] = CausalAttention,
+        feedforward: Callable[[int], nn.Module] = ReluSquared,
+        memory: Mapping[int, Callable[[int], Memory]] | None = None,
+        readout: Callable[[int, int], Readout] = SoftmaxReadout,
+    ) -> None:
+        super().__init__()
+        memory = dict(memory or {})
+        unknown = [layer for layer in memory if not 0 <= layer <= n_layers]
+        if unknown:
+            raise ValueError(
+                f"memory at layers {unknown}, but the model has blocks 0..{n_layers - 1} "
+                f"(and {n_layers} means before the readout)"
+            )
+        heads = n_heads if n_heads is not None else max(1, d_model // 32)
+        self.vocab_size = vocab_size
+        self.d_model = d_model
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(
+            Block(d_model, mixer(d_model, heads), feedforward(d_model)) for _ in range(n_layers)
+        )
+        self.readout = readout(d_model, vocab_size)
+        # Built last, so that every arm of one seed draws the same initial backbone.
+        self.memory = nn.ModuleDict({str(layer): build(d_model) for layer, build in sorted(memory.items())})
+
+    def hidden(self, context: Context) -> Float[Tensor, "batch time width"]:
+        """The normalised state that the readout sees."""
+        x = rms_norm(self.embedding(context.tokens)).to(self.embedding.weight.dtype)
+        for layer, block in enumerate(self.blocks):
+            x = block(self._remember(layer, x, context), context)
+        x = self._remember(len(self.blocks), x, context)
+        return rms_norm(x)
+
+    def _remember(self, layer: int, x: Tensor, context: Context) -> Tensor:
+        key = str(layer)
+        return x + self.memory[key](x, context) if key in self.memory else x
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch time"],
+        documents: Int[Tensor, "batch time"] | None = None,
+        neighbors: Neighbors | None = None,
+    ) -> Float[Tensor, "batch time vocab"]:
+        context = Context(tokens, documents, neighbors)
+        return self.readout(self.hidden(context), context)
+
+    def loss(
+        self,
+        tokens: Int[Tensor, "batch time"],
+        targets: Int[Tensor, "batch time"],
+        documents: Int[Tensor, "batch time"] | None = None,
+        neighbors: Neighbors | None = None,
+    ) -> Float[Tensor, "batch time"]:
+        """Negative log-probability of each target in nats; 0 where the target is -100."""
+        context = Context(tokens, documents, neighbors)
+        return self.readout(self.hidden(context), context, targets)

@@ -1,0 +1,98 @@
+"""What a search returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["Neighbors"]
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The ``k`` nearest stored entries of each query, best first, with the work it took to find them.
+
+    Where fewer than ``k`` entries qualify, the row ends in places whose ``mask`` is ``False``, whose score is 0 and
+    whose id is 0: safe to index with, never to be read without the mask. An id of -1 does not exist.
+
+    Args:
+        scores: Similarity, larger is nearer, descending along the last axis.
+        ids: Position of the stored entry.
+        mask: ``True`` where there is a neighbour.
+        flops: Floating-point operations of the search.
+        bytes: Bytes the search moved.
+
+    Shapes:
+        scores, ids, mask: ``[*batch, k]``
+
+    Raises:
+        ValueError: If shapes or types differ from the above.
+    """
+
+    scores: Float[Tensor, "*batch k"]
+    ids: Int[Tensor, "*batch k"]
+    mask: Bool[Tensor, "*batch k"]
+    flops: int = 0
+    bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.scores.shape == self.ids.shape == self.mask.shape and self.scores.ndim >= 1):
+            raise ValueError(
+                "Neighbors needs scores, ids and mask of one shape [*batch, k], got "
+                f"{tuple(self.scores.shape)}, {tuple(self.ids.shape)} and {tuple(self.mask.shape)}"
+            )
+        if (
+            self.scores.dtype != torch.float32
+            or self.ids.dtype != torch.int64
+            or self.mask.dtype != torch.bool
+        ):
+            raise ValueError(
+                "Neighbors needs float32 scores, int64 ids and a bool mask, got "
+                f"{self.scores.dtype}, {self.ids.dtype} and {self.mask.dtype}"
+            )
+
+    @classmethod
+    def of(cls, scores: Tensor, ids: Tensor, *, flops: int = 0, bytes: int = 0) -> Neighbors:
+        """From raw results in which a missing neighbour has a negative id: mask it, and put the rest first."""
+        mask = ids >= 0
+        if not bool(
+            (mask[..., :-1] | ~mask[..., 1:]).all()
+        ):  # a hole before a neighbour: close it, keep the order
+            order = torch.argsort((~mask).to(torch.int8), dim=-1, stable=True)
+            scores, ids, mask = scores.gather(-1, order), ids.gather(-1, order), mask.gather(-1, order)
+        return cls(
+            scores=torch.where(
+                mask, scores.float(), torch.zeros((), dtype=torch.float32, device=scores.device)
+            ),
+            ids=torch.where(mask, ids, torch.zeros((), dtype=ids.dtype, device=ids.device)).long(),
+            mask=mask,
+            flops=flops,
+            bytes=bytes,
+        )
+
+    @classmethod
+    def none(cls, *shape: int, device: torch.device | str | None = None) -> Neighbors:
+        """No neighbour at all, in ``shape`` ``[*batch, k]``."""
+        return cls(
+            scores=torch.zeros(shape, device=device),
+            ids=torch.zeros(shape, dtype=torch.int64, device=device),
+            mask=torch.zeros(shape, dtype=torch.bool, device=device),
+        )
+
+    @property
+    def k(self) -> int:
+        """Neighbours per query."""
+        return self.scores.shape[-1]
+
+    def to(self, device: torch.device | str) -> Neighbors:
+        """The same neighbours on another device."""
+        return Neighbors(
+            self.scores.to(device),
+            self.ids.to(device),
+            self.mask.to(device),
+            flops=self.flops,
+            bytes=self.bytes,
+        )

@@ -1,0 +1,146 @@
+"""Tokens in passages, each belonging to a document: what a store remembers."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+__all__ = ["Passages"]
+
+
+class Passages:
+    r"""A flat array of tokens, cut into passages, each carrying the label of its document.
+
+    An *entry* is a position :math:`p` whose successor lies in the same passage: its key is made of the tokens up to and
+    including :math:`p`, its answer is token :math:`p+1`. Nothing read around an entry ever crosses the edge
+    of its passage. Two regimes use this one class: whole documents (one passage a document) and training windows
+    (several passages may share a document).
+
+    Args:
+        tokens: Token ids, unsigned integers; may be memory-mapped.
+        offsets: Where passages begin, and the end: passage ``j`` is ``tokens[offsets[j]:offsets[j + 1]]``.
+        documents: Document label of each passage, not negative; by default each passage is its own document.
+        vocab_size: Number of distinct tokens. Token 0 marks the beginning of a document.
+
+    Shapes:
+        tokens: ``[n]``; offsets: ``[m + 1]``; documents: ``[m]``
+
+    Raises:
+        TypeError: If ``tokens`` are not unsigned integers.
+        ValueError: If offsets do not run from 0 to ``n`` without a step back, labels are missing or negative, or a
+            token is not below ``vocab_size``.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, offsets: np.ndarray, documents: np.ndarray | None = None, *, vocab_size: int
+    ) -> None:
+        if tokens.ndim != 1 or tokens.dtype.kind != "u":
+            raise TypeError(
+                f"Passages needs a flat array of unsigned tokens, got {tokens.dtype} of shape {tokens.shape}; "
+                "convert with tokens.astype(np.uint16)"
+            )
+        offsets = np.ascontiguousarray(offsets, dtype=np.int64)
+        if offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != len(tokens):
+            raise ValueError(f"offsets must run from 0 to the number of tokens, {len(tokens)}")
+        if (np.diff(offsets) < 0).any():
+            raise ValueError("offsets must not decrease")
+        n = len(offsets) - 1
+        labels = np.arange(n) if documents is None else np.ascontiguousarray(documents, dtype=np.int64)
+        if labels.shape != (n,):
+            raise ValueError(f"{n} passages need {n} document labels, got shape {labels.shape}")
+        if n and labels.min() < 0:
+            raise ValueError("document labels must not be negative: -1 means 'exclude nothing' in a search")
+        if len(tokens) and int(tokens.max()) >= vocab_size:
+            raise ValueError(f"token {int(tokens.max())} is outside a vocabulary of {vocab_size}")
+        self.tokens = tokens
+        self.offsets = offsets
+        self.documents = labels
+        self.vocab_size = vocab_size
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"Passages({len(self):,} tokens in {len(self.offsets) - 1:,} passages, vocab_size={self.vocab_size})"
+
+    @property
+    def n_entries(self) -> int:
+        """Number of positions that have an answer."""
+        return int(np.maximum(np.diff(self.offsets) - 1, 0).sum())
+
+    def entries(self) -> np.ndarray:
+        """Positions of all entries, ascending, int64."""
+        last = self.offsets[1:][np.diff(self.offsets) > 0] - 1
+        return np.delete(np.arange(len(self), dtype=np.int64), last)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Document label of every token (int32 where labels allow), made on first use."""
+        small = not len(self.documents) or self.documents.max() < 2**31
+        return np.repeat(self.documents.astype(np.int32 if small else np.int64), np.diff(self.offsets))
+
+    def starts(self, positions: np.ndarray) -> np.ndarray:
+        """First position of the passage around each position."""
+        return self.offsets[np.searchsorted(self.offsets, positions, side="right") - 1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of tokens, cuts, labels and vocabulary size."""
+        digest = hashlib.sha256(f"passages-1 {self.vocab_size} {self.tokens.dtype.str}".encode())
+        for array in (self.tokens, self.offsets, self.documents):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    @cached_property
+    def _signed(self) -> Tensor:
+        # PyTorch gathers signed integers only, and warns of a read-only map, which is never written here.
+        signed = self.tokens.view(self.tokens.dtype.str.replace("u", "i"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(np.asarray(signed))
+
+    @cached_property
+    def _cuts(self) -> Tensor:
+        return torch.from_numpy(self.offsets)
+
+    def window(
+        self, ids: Int[Tensor, "*batch"], before: int, after: int
+    ) -> Int[Tensor, "*batch {before}+1+{after}"]:
+        """Tokens around positions, from ``before`` places before to ``after`` places after; 0 outside the passage.
+
+        Place ``before`` of the last axis holds the token at the position itself.
+
+        Args:
+            ids: Positions, as a search returns them.
+            before: Tokens to read before each position.
+            after: Tokens to read after each position.
+
+        Shapes:
+            ids: ``[*batch]``, result: ``[*batch, before + 1 + after]``
+
+        Raises:
+            IndexError: If a position is outside the store.
+        """
+        where = ids.detach().cpu()
+        if not len(self):
+            if where.numel() and bool(where.any()):
+                raise IndexError("position outside an empty store")
+            return torch.zeros(*where.shape, before + 1 + after, dtype=torch.int64, device=ids.device)
+        if where.numel() and not 0 <= int(where.min()) <= int(where.max()) < len(self):
+            raise IndexError(
+                f"position outside a store of {len(self)} tokens: {int(where.min())}..{int(where.max())}"
+            )
+        passage = torch.searchsorted(self._cuts, where, right=True) - 1
+        span = where.unsqueeze(-1) + torch.arange(-before, after + 1)
+        inside = (span >= self._cuts[passage].unsqueeze(-1)) & (span < self._cuts[passage + 1].unsqueeze(-1))
+        flat = span.clamp_(0, len(self) - 1).reshape(-1)
+        found = self._signed.index_select(0, flat).view(span.shape).long()
+        found &= (1 << (8 * self.tokens.dtype.itemsize)) - 1 if self.tokens.dtype.itemsize < 8 else -1
+        return found.mul_(inside).to(ids.device)

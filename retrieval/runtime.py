@@ -1,0 +1,93 @@
+"""The one door to FAISS: import order, threads, forks and process-wide settings.
+
+FAISS and PyTorch each bring an OpenMP runtime. Imported in this order they share one; the other way round
+each keeps its own pool, which oversubscribes the machine and hangs forked data-loader workers. FAISS also keeps
+its work counters and its BLAS switch in process-wide variables. Everything of that kind is handled here, and no
+other module imports ``faiss``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch  # isort: skip  (must come before faiss)
+import faiss  # isort: skip
+
+__all__ = ["blas_threshold", "counters_lock", "faiss", "threads"]
+
+
+class _ProcessLock:
+    """A re-entrant lock that a forked child gets afresh: the thread that held it does not exist there."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def renew(self) -> None:
+        self._lock = threading.RLock()
+
+
+# FAISS counts its work in process-wide variables, and concurrent add and search on one index crash, so calls
+# into FAISS are made one at a time.
+counters_lock = _ProcessLock()
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Run a block with ``n`` threads in both PyTorch and FAISS, and give both their own number back afterwards.
+
+    Args:
+        n: Number of threads, at least 1.
+
+    Raises:
+        ValueError: If ``n`` is smaller than 1.
+    """
+    if n < 1:
+        raise ValueError(f"threads(n) needs n >= 1, got {n}")
+    torch_before, faiss_before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(n)
+    faiss.omp_set_num_threads(n)
+    try:
+        yield
+    finally:
+        # The two settings are one variable when the runtimes are shared; the order restores both either way.
+        faiss.omp_set_num_threads(faiss_before)
+        torch.set_num_threads(torch_before)
+
+
+@contextmanager
+def blas_threshold(n_queries: int) -> Iterator[None]:
+    """Let FAISS multiply matrices through BLAS from ``n_queries`` rows up, within a block.
+
+    The library's default is tuned for many cores; on one it is several times too high. The unit of the underlying
+    variable is rows times dimensions, so a caller passes ``4 * d`` to use BLAS from four queries up.
+
+    Args:
+        n_queries: New value of ``distance_compute_blas_threshold``.
+    """
+    with counters_lock:
+        before = faiss.cvar.distance_compute_blas_threshold
+        faiss.cvar.distance_compute_blas_threshold = n_queries
+        try:
+            yield
+        finally:
+            faiss.cvar.distance_compute_blas_threshold = before
+
+
+def _after_fork_in_child() -> None:
+    # OpenMP's worker threads do not survive a fork; with one thread nobody waits for them.
+    counters_lock.renew()
+    faiss.omp_set_num_threads(1)
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,129 @@
+"""What a memory's source is: given tokens, the stored entries whose context resembles theirs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from retrieval.neighbors import Neighbors
+from retrieval.passages import Passages
+
+__all__ = ["Source", "query_context", "stored_context"]
+
+
+class Source(ABC):
+    """A store of :class:`Passages` that can be asked, at every position of a batch, for similar contexts.
+
+    A query at ``(b, t)`` sees ``tokens[b, :t + 1]`` of its own document and nothing else; an entry's key sees the
+    tokens of its own passage up to itself. Subclasses find neighbours from the last :attr:`depth` tokens.
+
+    Attributes:
+        passages: What is stored.
+        depth: How many tokens, the current one included, a query is made of at most.
+        build_flops: Floating-point operations spent on building the store, by kind of work.
+        build_bytes: Bytes moved while building, by kind of work.
+        build_seconds: Time spent on building.
+        fingerprint: Hexadecimal digest of everything that defines the answers.
+    """
+
+    passages: Passages
+    depth: int
+    build_flops: dict[str, int]
+    build_bytes: dict[str, int]
+    build_seconds: float
+    fingerprint: str
+
+    # Queries handled at once: bounds the memory of a search, never changes its result.
+    chunk = 32768
+
+    @abstractmethod
+    def find(self, context: Int[np.ndarray, "n depth"], k: int, exclude: Int[np.ndarray, " n"]) -> Neighbors:
+        """Neighbours of contexts, most recent token first and -1 where there is none; called by :meth:`search`."""
+
+    def search(
+        self,
+        tokens: Int[Tensor, "batch time"],
+        k: int,
+        *,
+        documents: Int[Tensor, "batch time"] | None = None,
+        exclude: Int[Tensor, "batch time"] | None = None,
+    ) -> Neighbors:
+        """The ``k`` best entries at every position of a batch.
+
+        Args:
+            tokens: Token ids.
+            k: Neighbours per position.
+            documents: Labels inside the batch: a query's context ends where the label changes. By default each
+                row is one document.
+            exclude: Label of the *stored* document whose passages a query must not be given, -1 for none. The
+                search goes on behind excluded entries until it has ``k`` others or there are no more.
+
+        Shapes:
+            tokens, documents, exclude: ``[batch, time]``, result: ``[batch, time, k]``
+
+        Raises:
+            ValueError: If shapes differ, ``k < 1``, or a token is outside the store's vocabulary.
+        """
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise ValueError(
+                f"search needs integer tokens [batch, time], got {tokens.dtype} {tuple(tokens.shape)}"
+            )
+        if k < 1:
+            raise ValueError(f"search needs k >= 1, got {k}")
+        for name, other in (("documents", documents), ("exclude", exclude)):
+            if other is not None and other.shape != tokens.shape:
+                raise ValueError(
+                    f"{name} {tuple(other.shape)} must have the shape of tokens {tuple(tokens.shape)}"
+                )
+        ids = tokens.detach().cpu().numpy().astype(np.int64, copy=False)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.passages.vocab_size:
+            raise ValueError(
+                f"tokens {ids.min()}..{ids.max()} are outside the store's vocabulary of {self.passages.vocab_size}; "
+                "was the store built with another tokenizer?"
+            )
+        if not ids.size or not self.passages.n_entries:
+            return Neighbors.none(*tokens.shape, k, device=tokens.device)
+        labels = None if documents is None else documents.detach().cpu().numpy()
+        context = query_context(ids, labels, self.depth).reshape(-1, self.depth)
+        banned = np.full(ids.size, -1, np.int64)
+        if exclude is not None:
+            banned = exclude.detach().cpu().numpy().astype(np.int64).reshape(-1)
+        parts = [
+            self.find(context[i : i + self.chunk], k, banned[i : i + self.chunk])
+            for i in range(0, ids.size, self.chunk)
+        ]
+        shape = (*tokens.shape, k)
+        return Neighbors(
+            torch.cat([part.scores for part in parts]).view(shape).to(tokens.device),
+            torch.cat([part.ids for part in parts]).view(shape).to(tokens.device),
+            torch.cat([part.mask for part in parts]).view(shape).to(tokens.device),
+            flops=sum(part.flops for part in parts),
+            bytes=sum(part.bytes for part in parts),
+        )
+
+
+def query_context(
+    tokens: Int[np.ndarray, "batch time"], documents: Int[np.ndarray, "batch time"] | None, depth: int
+) -> Int[np.ndarray, "batch time {depth}"]:
+    """The last ``depth`` tokens at every position, most recent first, -1 before the row or the document begins."""
+    _, time = tokens.shape
+    start = np.zeros(tokens.shape, np.int64)
+    if documents is not None:
+        change = documents[:, 1:] != documents[:, :-1]
+        start[:, 1:] = np.maximum.accumulate(np.where(change, np.arange(1, time), 0), axis=1)
+    at = np.arange(time)[None, :, None] - np.arange(depth)
+    found = np.take_along_axis(tokens[:, :, None], np.maximum(at, 0), axis=1)
+    return np.where(at >= start[:, :, None], found, -1)
+
+
+def stored_context(
+    passages: Passages, positions: Int[np.ndarray, " n"], depth: int
+) -> Int[np.ndarray, "n {depth}"]:
+    """The last ``depth`` tokens at stored positions, most recent first, -1 before the passage begins."""
+    at = positions[:, None] - np.arange(depth)
+    inside = at >= passages.starts(positions)[:, None]
+    return np.where(inside, passages.tokens[np.maximum(at, 0)].astype(np.int64), -1)

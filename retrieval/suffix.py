@@ -1,0 +1,223 @@
+"""Exact longest-suffix match over token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from retrieval.neighbors import Neighbors
+from retrieval.passages import Passages
+from retrieval.source import Source
+
+__all__ = ["SuffixSource"]
+
+
+# Of the matches of one length, this many times k are looked at before turning to shorter ones.
+_CANDIDATES = 4
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Distinct contexts of ``width`` tokens in lexicographic order, most recent token first.
+
+    ``keys[r]`` is the context of rank ``r``, rank 0 being the empty one; the entries that have it stand at
+    ``first[r]:first[r + 1]`` of the sorted store. ``children[r]`` is the first rank of this level whose more
+    recent half has rank ``r`` in the level below.
+    """
+
+    width: int
+    keys: np.ndarray
+    first: np.ndarray
+    children: np.ndarray | None
+
+
+class SuffixSource(Source):
+    r"""Entries whose preceding tokens agree with the query's for the longest stretch.
+
+    The entries are sorted once by their context read backwards (a suffix array of the reversed text, built by
+    prefix doubling as in Manber and Myers, `Suffix arrays <https://doi.org/10.1137/0222058>`_ ), so the entries that match the last :math:`n`
+    tokens are one contiguous range for every :math:`n`, found by binary search. Ranges are emptied from the longest
+    match down to one token. Out of a range with more entries than wanted, places
+    :math:`i\,g \bmod \text{size}` with :math:`g \approx 0.618\,\text{size}`, coprime to it, are taken: spread evenly,
+    the same whenever asked, and a search for more neighbours only adds to those of a smaller one.
+
+    The score is the number of tokens that match. A search does no floating-point arithmetic: its price is bytes, 8 for
+    each probe of a binary search over :math:`N` distinct contexts (:math:`\lceil\log_2 N\rceil` probes, each also
+    one comparison) and 8 for each candidate (its position and its document).
+
+    Args:
+        passages: What to store.
+        max_order: Longest match to look for, in tokens.
+
+    Raises:
+        ValueError: If ``max_order < 1``, or the store has 2^31 tokens or more.
+    """
+
+    def __init__(self, passages: Passages, *, max_order: int = 16) -> None:
+        if max_order < 1:
+            raise ValueError(f"max_order must be at least 1, got {max_order}")
+        if len(passages) >= 2**31:
+            raise ValueError(
+                "SuffixSource holds fewer than 2^31 tokens; split the passages over several sources"
+            )
+        begin = time.perf_counter()
+        self.passages = passages
+        self.depth = max_order
+        self._base = passages.vocab_size + 1
+        self._unit = max(1, int(63 / math.log2(self._base + 1)))
+        self._levels, self._sorted, moved = self._sort(passages.entries())
+        self._labels = passages.labels
+        self.build_flops = {"sort": 0}
+        self.build_bytes = {"sort": moved}
+        self.build_seconds = time.perf_counter() - begin
+        self.fingerprint = hashlib.sha256(f"suffix-1 {max_order} {passages.fingerprint}".encode()).hexdigest()
+
+    def _sort(self, entries: np.ndarray) -> tuple[list[_Level], np.ndarray, int]:
+        n, unit, passages = len(entries), self._unit, self.passages
+        # Passages have one position that is no entry, their last: neighbours in a passage are neighbours here.
+        age = np.minimum(entries - passages.starts(entries), 2 * self.depth).astype(
+            np.int16 if n else np.int64
+        )
+        keys = np.zeros(n, np.int64)
+        if n:
+            recent = passages.tokens[entries].astype(np.int64) + 1
+            for j in range(unit):
+                weight = self._base ** (unit - 1 - j)
+                keys[j:] += np.where(age[j:] >= j, recent[: n - j] * weight, 0)
+            del recent
+        levels: list[_Level] = []
+        width, moved = unit, 0
+        while True:
+            order = np.argsort(keys)
+            keys = keys[order]
+            fresh = np.concatenate([[True], keys[1:] != keys[:-1]]) if n else np.zeros(0, bool)
+            rank = np.empty(n, np.int32)
+            rank[order] = np.cumsum(fresh, dtype=np.int32)
+            del order
+            distinct = np.concatenate([np.zeros(1, np.int64), keys[fresh]])
+            first = np.concatenate([[0], np.flatnonzero(fresh), [n]]).astype(np.int32)
+            children = None
+            if levels:
+                children = np.searchsorted(distinct, np.arange(len(levels[-1].keys) + 1) << 32).astype(
+                    np.int32
+                )
+            levels.append(_Level(width, distinct, first, children))
+            moved += 2 * 16 * n * max(1, math.ceil(math.log2(max(n, 2))))
+            if width >= self.depth:
+                break
+            keys = rank.astype(np.int64) << 32
+            keys[width:] |= np.where(age[width:] >= width, rank[: max(n - width, 0)], 0)
+            width *= 2
+        # Sorting rank and place together keeps equal contexts in the order of the text.
+        places = np.sort((rank.astype(np.int64) << 32) | np.arange(n)) & (2**32 - 1)
+        return levels, entries[places].astype(np.int32), moved
+
+    def _ranks(
+        self, level: int, context: np.ndarray, start: int, length: int
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Half-open range of ranks at a level whose first ``length`` tokens are ``context[:, start:]``; and bytes."""
+        at = self._levels[level]
+        price = len(context) * 8 * max(1, math.ceil(math.log2(len(at.keys) + 1)))
+        if level == 0:
+            powers = self._base ** np.arange(self._unit - 1, -1, -1, dtype=np.int64)
+            low = (context[:, start : start + length] + 1) @ powers[:length]
+            high = low + powers[length - 1]
+            return np.searchsorted(at.keys, low), np.searchsorted(at.keys, high), 2 * price
+        half = at.width // 2
+        low, high, below = self._ranks(level - 1, context, start, min(length, half))
+        if length <= half:
+            assert at.children is not None
+            return at.children[low], at.children[high], below + 8 * len(context)
+        empty = high <= low
+        older_low, older_high, more = self._ranks(level - 1, context, start + half, length - half)
+        prefix = low.astype(np.int64) << 32
+        found = np.searchsorted(at.keys, prefix | older_low)
+        end = np.searchsorted(at.keys, prefix | older_high)
+        return found, np.where(empty, found, end), below + more + 2 * price
+
+    def _ranges(self, context: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Where in the sorted store the entries stand that match exactly 1, 2, ... tokens or more; and bytes."""
+        n = len(context)
+        low, high = np.zeros((2, n, self.depth + 1), np.int64)
+        known = (context >= 0).sum(1)
+        rows, moved, level = np.arange(n), 0, 0
+        for length in range(1, self.depth + 1):
+            rows = rows[known[rows] >= length]
+            if not len(rows):
+                break
+            if length > self._levels[level].width:
+                level += 1
+            start, end, price = self._ranks(level, context[rows], 0, length)
+            first = self._levels[level].first
+            low[rows, length - 1], high[rows, length - 1] = first[start], first[end]
+            moved += price
+            rows = rows[end > start]
+        return low, high, moved
+
+    def find(self, context: Int[np.ndarray, "n depth"], k: int, exclude: Int[np.ndarray, " n"]) -> Neighbors:
+        """See :meth:`Source.search`."""
+        n = len(context)
+        # Neighbouring keys share the path of a binary search, so ask in sorted order.
+        order = np.lexsort(context[:, : min(3, self.depth)].T[::-1])
+        low, high, moved = self._ranges(context[order])
+        best = np.full((n, k), -1, np.int64)
+        rows, wanted = np.arange(n), k + k // 2 * bool((exclude >= 0).any())
+        while len(rows):
+            picked, looked = self._pick(low[rows], high[rows], wanted, k, exclude[order[rows]])
+            best[rows] = picked
+            moved += 8 * int(looked.sum())
+            short = (picked[:, -1] < 0) & (looked < (high - low)[rows, 0])
+            rows, wanted = rows[short], 4 * wanted
+        result = np.empty_like(best)
+        result[order] = best
+        ids = torch.from_numpy(result & (2**40 - 1))
+        length = torch.from_numpy(self.depth - (result >> 40))
+        return Neighbors.of(length.float(), torch.where(torch.from_numpy(result) < 0, -1, ids), bytes=moved)
+
+    def _pick(
+        self, low: np.ndarray, high: np.ndarray, wanted: int, k: int, exclude: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Up to ``k`` of ``wanted`` candidates, as sorted words (missing tokens, position), -1 at the end; and how
+        many candidates each row had."""
+        n = len(low)
+        size = high - low
+        own = size[:, :-1] - size[:, 1:]  # matches exactly this long
+        longer = np.minimum(own, max(_CANDIDATES * k, wanted // self.depth))[:, ::-1].cumsum(1)[:, ::-1]
+        longer = np.minimum(np.pad(longer, ((0, 0), (0, 1))), wanted)
+        take = longer[:, :-1] - longer[:, 1:]
+        row, order = np.nonzero(take)
+        # Within a row the longest first.
+        row, order = row[::-1], order[::-1]
+        count, span = take[row, order], own[row, order]
+        stride = np.maximum(1, (span * 0.618033988749895).astype(np.int64))
+        while len(clash := np.flatnonzero((count < span) & (np.gcd(stride, span) != 1))):
+            stride[clash] += 1
+        stride[count == span] = 1
+        flat = np.repeat(np.arange(len(row)), count)
+        i = np.arange(len(flat)) - np.repeat(np.cumsum(count) - count, count)
+        offset = i * stride[flat] % span[flat]
+        begin, inner = low[row, order], low[row, order + 1]
+        # The longer match's range lies inside this one: step over it.
+        before = np.where(size[row, order + 1] > 0, inner - begin, span)
+        skip = size[row, order + 1]
+        place = begin[flat] + offset + np.where(offset >= before[flat], skip[flat], 0)
+        position = self._sorted[place]
+        allowed = self._labels[position] != exclude[row[flat]]
+        flat_row = row[flat][allowed]
+        word = ((self.depth - 1 - order[flat][allowed]) << 40) | position[allowed]
+        # Rows run downwards; a place within a row counts from its first allowed candidate.
+        kept = np.bincount(flat_row, minlength=n)
+        ends = np.cumsum(kept[::-1])[::-1]
+        place = np.arange(len(flat_row)) - (ends - kept)[flat_row]
+        best = np.full((n, k), np.iinfo(np.int64).max)
+        use = place < k
+        best[flat_row[use], place[use]] = word[use]
+        best.sort(axis=1)
+        best[best == np.iinfo(np.int64).max] = -1
+        return best, take.sum(1)

@@ -1,0 +1,160 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from experiments.ledger import Ledger
+
+B, H, T, D = 2, 3, 5, 4
+PAIRS = B * H * T * T
+CAUSAL = B * H * T * (T + 1) // 2
+
+
+def heads(device="cpu", time=T):
+    return [torch.randn(B, H, time, D, device=device, requires_grad=True) for _ in range(3)]
+
+
+def bill(function, *parts, **kwargs):
+    gradient = torch.ones(*parts[0].shape[:-1], parts[2].shape[-1], device=parts[0].device)
+    with Ledger() as ledger:
+        function(*parts, **kwargs).backward(gradient)
+    return ledger
+
+
+def fused(*args, **kwargs):
+    # Looked up when called: a reference taken earlier would reach the kernel itself.
+    return F.scaled_dot_product_attention(*args, **kwargs)
+
+
+def spelled(query, key, value):
+    return torch.softmax(query @ key.transpose(-1, -2) * D**-0.5, -1) @ value
+
+
+def test_spelled_and_fused_attention_cost_the_same():
+    one, other = bill(spelled, *heads()), bill(fused, *heads())
+    assert one.by_phase == other.by_phase == {"forward": PAIRS * (4 * D + 6), "backward": PAIRS * (8 * D + 5)}
+    assert one.matmul_flops == other.matmul_flops == PAIRS * 12 * D
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_causal_pairs_on_every_kernel(device, dropout):
+    ledger = bill(fused, *heads(device), is_causal=True, dropout_p=dropout)
+    assert ledger.by_operator["aten.scaled_dot_product_attention"] == ledger.flops
+    assert ledger.by_phase == {"forward": CAUSAL * (4 * D + 6), "backward": CAUSAL * (8 * D + 5)}
+    # forward: three read, one written; backward: three, the output and its gradient read, three written
+    assert ledger.bytes_by_operator["aten.scaled_dot_product_attention"] == 4 * B * H * T * D * (4 + 8)
+
+
+@pytest.mark.parametrize("kernel", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+def test_kernels_agree(kernel):
+    with sdpa_kernel(kernel):
+        ledger = bill(fused, *heads(), is_causal=True)
+    assert ledger.matmul_flops == CAUSAL * 12 * D
+
+
+def test_operator_called_behind_the_function_costs_the_same():
+    direct = torch._C._nn.scaled_dot_product_attention
+    one = bill(direct, *heads(), is_causal=True)
+    other = bill(fused, *heads(), is_causal=True)
+    assert one.by_phase == other.by_phase
+    assert one.matmul_flops == other.matmul_flops
+
+
+def test_causal_with_more_queries_than_keys_and_fewer():
+    for time, source in ((7, 4), (4, 7)):
+        query, key = torch.randn(1, 1, time, D), torch.randn(1, 1, source, D)
+        with Ledger() as ledger:
+            F.scaled_dot_product_attention(query, key, key, is_causal=True)
+        alive = torch.ones(time, source).tril().sum().item()
+        assert ledger.matmul_flops == alive * 4 * D
+
+
+def test_masks_are_billed_by_what_they_let_through():
+    mask = torch.zeros(T, T, dtype=torch.bool)
+    mask[:, 0] = True
+    boolean = bill(fused, *heads(), attn_mask=mask)
+    added = bill(fused, *heads(), attn_mask=torch.zeros(T, T).masked_fill(~mask, -torch.inf))
+    alive = B * H * T
+    assert boolean.by_phase == {"forward": alive * (4 * D + 6), "backward": alive * (8 * D + 5)}
+    assert added.by_phase["forward"] == alive * (4 * D + 7)
+
+
+def test_only_gradients_asked_for_are_billed():
+    query, key, value = heads()
+    ledger = bill(fused, query.detach(), key.detach(), value)
+    assert ledger.by_phase["backward"] == PAIRS * 2 * D
+
+
+def test_backward_twice_is_billed_twice():
+    parts = heads()
+    with Ledger() as ledger:
+        y = F.scaled_dot_product_attention(*parts).sum()
+        y.backward(retain_graph=True)
+        y.backward()
+    assert ledger.costs("operator")["aten.scaled_dot_product_attention"].matmul_flops == PAIRS * (4 + 16) * D
+
+
+class Attention(nn.Module):
+    def __init__(self, device="cpu"):
+        super().__init__()
+        self.qkv = nn.Linear(H * D, 3 * H * D, bias=False, device=device)
+        self.out = nn.Linear(H * D, H * D, device=device)
+        self.norm = nn.RMSNorm(H * D, device=device)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x):
+        q, k, v = (
+            part.unflatten(-1, (H, D)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, dim=-1)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=0.1 if self.training else 0.0)
+        return x + self.dropout(self.out(y.transpose(1, 2).reshape(x.shape)))
+
+
+def whole(model, device, backward=True):
+    model.zero_grad()
+    x = torch.randn(B, T, H * D, device=device)
+    gradient = torch.ones_like(x)
+    with Ledger(model) as ledger, torch.set_grad_enabled(backward):
+        y = model(x)
+        if backward:
+            y.backward(gradient)
+    return ledger.to_dict()["work"]
+
+
+def test_cpu_and_meta_train_and_eval_have_one_bill():
+    bills = [
+        whole(model.train(training), device)
+        for device in ("cpu", "meta")
+        for model in [nn.Sequential(Attention(device), Attention(device))]
+        for training in (True, False)
+    ]
+    assert all(bill == bills[0] for bill in bills)
+
+
+def test_recording_gradients_does_not_change_the_forward():
+    model = Attention()
+    forward = [row for row in whole(model, "cpu") if row["phase"] == "forward"]
+    assert forward == whole(model, "cpu", backward=False)
+
+
+def test_encoder_layer_costs_the_same_in_its_fast_path():
+    d, f, time, batch = 64, 256, 16, 2
+    layer = nn.TransformerEncoderLayer(d, 4, f, dropout=0.1, batch_first=True)
+    x = torch.randn(batch, time, d)
+    with Ledger(layer) as train:
+        layer(x)
+    layer.eval()
+    with Ledger(layer) as fast, torch.no_grad():
+        layer(x)
+    assert train.matmul_flops == 2 * batch * time * (4 * d * d + 2 * d * f) + 4 * batch * time * time * d
+    assert fast.to_dict() == train.to_dict()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_functions_are_put_back():
+    before = F.scaled_dot_product_attention, F.dropout
+    with pytest.raises(ZeroDivisionError), Ledger():
+        1 / 0  # noqa: B018
+    assert (F.scaled_dot_product_attention, F.dropout) == before

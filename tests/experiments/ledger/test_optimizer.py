@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+
+from experiments.ledger import Ledger
+
+N = 12
+
+
+def step(optimizer, parameter, times=2):
+    parameter.grad = torch.ones_like(parameter)
+    for _ in range(times - 1):
+        optimizer.step()
+    with Ledger() as ledger:
+        optimizer.step()
+    return ledger
+
+
+@pytest.fixture
+def parameter():
+    return nn.Parameter(torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("how", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+def test_adamw_costs_fourteen_a_parameter_in_every_implementation(parameter, how):
+    ledger = step(torch.optim.AdamW([parameter], **how), parameter)
+    assert ledger.by_phase == {"optimizer": 14 * N + 1}
+
+
+def test_sgd_with_momentum_and_decay(parameter):
+    ledger = step(torch.optim.SGD([parameter], lr=0.1, momentum=0.9, weight_decay=0.1), parameter)
+    # decay 2, momentum 1 + 1 (without dampening its factor is 1), step 2
+    assert ledger.flops == 6 * N
+
+
+def test_adagrad(parameter):
+    assert step(torch.optim.Adagrad([parameter], foreach=False), parameter).flops == 7 * N + 1
+
+
+def test_muon_pays_for_its_products(parameter):
+    ledger = step(torch.optim.Muon([parameter]), parameter)
+    once = 2 * 3 * 3 * 4 + 2 * 3 * 3 * 3 + 2 * 3 * 3 * 4
+    assert ledger.matmul_flops == 5 * once
+    assert set(ledger.by_phase) == {"optimizer"}
+
+
+def test_sparse_adam_touches_stored_rows():
+    table = nn.Embedding(1000, 4, sparse=True)
+    optimizer = torch.optim.SparseAdam(table.parameters())
+    table(torch.tensor([1, 2, 2])).sum().backward()
+    optimizer.step()
+    with Ledger() as ledger:
+        optimizer.step()
+    assert 0 < ledger.flops < 40 * 3 * 4
+    assert ledger.bytes < 1000 * 4 * 4
+
+
+def test_clipping_costs_a_norm_and_a_product(parameter):
+    parameter.grad = torch.ones_like(parameter)
+    with Ledger() as ledger, ledger.phase("optimizer"):
+        nn.utils.clip_grad_norm_([parameter], 1.0)
+    assert set(ledger.by_phase) == {"optimizer"}
+    # norm 2N + 1 and N for the product; the norm of one norm 3; four operations on the coefficient
+    assert ledger.flops == 3 * N + 1 + 3 + 4
+
+
+def test_closure_is_forward_and_backward_not_optimizer(parameter):
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (parameter * parameter).sum()
+        loss.backward()
+        return loss
+
+    with Ledger() as ledger:
+        optimizer.step(closure)
+    assert ledger.by_phase == {"forward": 2 * N, "backward": 3 * N, "optimizer": 2 * N}

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from retrieval.runtime import blas_threshold, faiss, threads
+
+
+def test_threads_are_set_in_both_and_restored():
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    with pytest.raises(RuntimeError, match="inside"), threads(before[0] + 1):
+        assert torch.get_num_threads() == faiss.omp_get_max_threads() == before[0] + 1
+        raise RuntimeError("inside")
+    assert (torch.get_num_threads(), faiss.omp_get_max_threads()) == before
+    with pytest.raises(ValueError, match="n >= 1"), threads(0):
+        pass
+
+
+def test_blas_threshold_is_scoped():
+    before = faiss.cvar.distance_compute_blas_threshold
+    with pytest.raises(RuntimeError, match="inside"), blas_threshold(123):
+        assert faiss.cvar.distance_compute_blas_threshold == 123
+        raise RuntimeError("inside")
+    assert faiss.cvar.distance_compute_blas_threshold == before
+
+
+FORK = """
+import os, sys, numpy as np
+from retrieval.runtime import counters_lock, faiss, threads
+x = np.random.default_rng(0).standard_normal((4000, 64), dtype=np.float32)
+index = faiss.IndexFlatIP(64)
+index.add(x)
+with threads(2), counters_lock:
+    index.search(x, 4)
+    child = os.fork()
+    if not child:
+        with counters_lock:
+            index.search(x, 4)
+        os._exit(7)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_forked_child_can_search():
+    assert subprocess.run([sys.executable, "-c", FORK], timeout=60, check=False).returncode == 7
+
+
+def test_torch_is_imported_before_faiss():
+    script = "import retrieval.runtime, sys; names = list(sys.modules); print(names.index('torch') < names.index('faiss'))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"
