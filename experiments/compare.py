@@ -29,7 +29,7 @@ def carry_out(
     Args:
         runs: The whole plan.
         results: Where rows go; open.
-        workspace: Passed on to ``execute``.
+        workspace: Pickled, and passed on to ``execute``.
         execute: Does one run.
         workers: Processes.
         stream: Where progress is shown.

@@ -80,7 +80,9 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(network: Transformer, evaluation: Evaluation, *, forget: bool = False, autocast: bool = True) -> Scored:
+def evaluate(
+    network: Transformer, evaluation: Evaluation, *, forget: bool = False, autocast: bool = True
+) -> Scored:
     """Score every target of the evaluation windows.
 
     Args:

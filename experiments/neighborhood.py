@@ -110,8 +110,12 @@ class Neighborhood:
         first = int(pieces[0])
         if bool((pieces == first).all()):
             return self._table(first).rows(index - first * PIECE)
-        parts = [self._table(int(p)).rows((i - int(p) * PIECE)[None]) for i, p in zip(index, pieces, strict=True)]
-        return Neighbors(*(torch.cat([getattr(part, name) for part in parts]) for name in ("scores", "ids", "mask")))
+        parts = [
+            self._table(int(p)).rows((i - int(p) * PIECE)[None]) for i, p in zip(index, pieces, strict=True)
+        ]
+        return Neighbors(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in ("scores", "ids", "mask"))
+        )
 
     def work(self, n_rows: int) -> tuple[int, int, float]:
         """FLOPs, bytes and seconds that finding the first ``n_rows`` rows took."""

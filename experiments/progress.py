@@ -182,19 +182,18 @@ class LiveDisplay(Display):
 
     def _drawn(self) -> RenderableType:
         board = self.board
+        whole = Table.grid(padding=(0, 2))
+        whole.add_row(
+            Text(self.title, style="bold"), ProgressBar(board.total, board.done + board.failed, width=40)
+        )
         workers = Table.grid(padding=(0, 2))
+        for column in ("worker", "run", "stage"):
+            workers.add_column(column, no_wrap=True, overflow="ellipsis")
         for number, task in sorted(board.running.items()):
-            bar = ProgressBar(total=1.0, completed=task.share, width=16)
+            bar = ProgressBar(total=1.0, completed=task.share, width=10)
             workers.add_row(str(number), task.run.label(), task.stage, bar, f"{task.share:4.0%}")
-        head = Text(f"{self.title}: {board.headline()}", style="bold")
-        parts: list[RenderableType] = [
-            head,
-            ProgressBar(total=board.total, completed=board.done + board.failed),
-        ]
-        parts.append(workers)
-        if self._recent:
-            parts.append(Text("\n".join(["", *self._recent]), style="dim", no_wrap=True, overflow="ellipsis"))
-        return Group(*parts)
+        recent = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self._recent]
+        return Group(whole, Text(board.headline()), workers, *recent)
 
 
 def display_for(board: Board, stream: TextIO, title: str) -> Display:

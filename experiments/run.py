@@ -21,6 +21,7 @@ from experiments.errors import RunError
 from experiments.evaluation import Evaluation, Scored, evaluate, read_bill, without_memory
 from experiments.ledger import Ledger
 from experiments.neighborhood import Neighborhood
+from experiments.revision import commit
 from experiments.training import train, tune_allocator
 from experiments.workspace import Workspace
 from mann import LanguageModule, Transformer
@@ -90,10 +91,14 @@ class Run:
     def label(self) -> str:
         """For people."""
         store = "" if self.regime == NO_STORE else f" ({self.regime})"
-        return f"{self.arm}{store}, seed {self.seed}, width {self.width}, {self.budget:.0e}".replace("e+", "e")
+        return f"{self.arm}{store}, seed {self.seed}, width {self.width}, {self.budget:.0e}".replace(
+            "e+", "e"
+        )
 
 
-def execute(run: Run, workspace: Workspace, progress: Progress = lambda stage, share: None) -> list[dict[str, Any]]:
+def execute(
+    run: Run, workspace: Workspace, progress: Progress = lambda stage, share: None
+) -> list[dict[str, Any]]:
     """Train and evaluate one run.
 
     Args:
@@ -222,7 +227,11 @@ class _Execution:
         row["probes"] = {"copying": self._copying(network)}
         rows = [row]
         if len(network.memory):
-            rows.append(derive(row, f"{self.run.arm}, memory off", self.run.regime, self._knockout(network, evaluations)))
+            rows.append(
+                derive(
+                    row, f"{self.run.arm}, memory off", self.run.regime, self._knockout(network, evaluations)
+                )
+            )
         if self.settings["counts"]:
             rows += self._with_counts(row, scored, evaluations, n_windows)
         row["seconds"]["evaluate"] = time.perf_counter() - begin
@@ -240,7 +249,9 @@ class _Execution:
                 near = self.workspace.neighborhood(
                     source, evaluation.windows, evaluation.chosen, name, self.settings["k"], exclude=False
                 )
-                near.prepare(len(evaluation.chosen), lambda share: self.progress("neighbours of held-out text", share))
+                near.prepare(
+                    len(evaluation.chosen), lambda share: self.progress("neighbours of held-out text", share)
+                )
                 evaluation = replace(evaluation, neighbors=near)
             found[name] = evaluation
         return found
@@ -332,7 +343,8 @@ class _Execution:
             "by_module": {name: flops * steps for name, flops in step.by_module.items()},
             "parent": None,
             "settings": self.settings,
-            "git": self.workspace.revision,
+            "code": self.workspace.revision,
+            "git": commit(),
             "versions": self.workspace.versions,
             "corpus": self.corpus.fingerprint,
             "started": self.started,

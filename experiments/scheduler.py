@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -105,14 +105,14 @@ def available_cores() -> int:
 
 def schedule(
     runs: Sequence[Run], workspace: Any, execute: Execute, *, workers: int, logs: Path
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Execute runs in worker processes, in order, and say what happens.
 
     Close the iterator (``contextlib.closing``) to stop: workers end at once.
 
     Args:
         runs: What to do, the most important first.
-        workspace: Passed on to ``execute``; must pickle.
+        workspace: Pickled, and passed on to ``execute``.
         execute: Does one run.
         workers: Processes; each takes one run after the other and computes with one thread.
         logs: Folder for what the workers print.

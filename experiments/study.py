@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-import pkgutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,8 @@ from experiments.arms import ARMS, NO_STORE, SAME_TOKENS, WHOLE_CORPUS, Arm, arm
 from experiments.errors import RunError
 from experiments.frontier import DENSE
 from experiments.run import DEFAULTS, Run
-from experiments.workspace import CorpusSpec
+from experiments.studies import study_names
+from experiments.workspace import CorpusSpec, Workspace
 
 _Place = tuple[str, str, int, int, float]  # arm, regime, seed, width, budget
 
@@ -42,8 +42,9 @@ class Study:
         reach: Budgets only dense runs at, below and above the others, so that multipliers on both sides of 1
             can be read off the frontier.
         best_width: What tuning found, by budget; others take the one of the nearest budget.
-        tuned: What tuning found by arm, over the arm's own settings.
-        sized: What tuning found by width, for every arm.
+        sized: Settings that go with a width, for every arm.
+        tuned: What tuning found, by arm, regime and width, over all other settings; a width nobody tuned an arm at
+            takes what was found at the nearest.
         name: Given by :func:`load_study`: the name of the file.
         question: Given by :func:`load_study`: what the file's docstring asks.
 
@@ -61,8 +62,8 @@ class Study:
     control_seeds: int = 1
     reach: Sequence[float] = ()
     best_width: Mapping[float, int] = field(default_factory=dict)
-    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sized: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    tuned: Mapping[tuple[str, str, int], Mapping[str, Any]] = field(default_factory=dict)
     name: str = ""
     question: str = ""
 
@@ -77,9 +78,6 @@ class Study:
                 raise RunError(
                     f"{self._arm(arm).name!r} looks nothing up, so it cannot read the whole corpus"
                 )
-        unknown = sorted(set(self.tuned) - set(self.arm_table))
-        if unknown:
-            raise RunError(f"tuned settings for unknown arms {unknown}: {', '.join(self.arm_table)}")
 
     @property
     def arm_table(self) -> dict[str, Arm]:
@@ -170,12 +168,19 @@ class Study:
         arm = self.arm_table[name]
         # Everything goes into the run, defaults too: a changed default is another run, not a finished one.
         settings = (
-            DEFAULTS | dict(arm.settings) | dict(self.sized.get(width, {})) | dict(self.tuned.get(name, {}))
+            DEFAULTS | dict(arm.settings) | dict(self.sized.get(width, {})) | self._found(name, regime, width)
         )
         # Mixed with counts is what to beat, at the places where arms are compared.
         compared = not arm.control and budget in self.budgets and width == self.width_at(budget)
         settings |= {"counts": compared}
         return Run(self.name, name, regime, seed, width, budget, settings)
+
+    def _found(self, arm: str, regime: str, width: int) -> dict[str, Any]:
+        widths = [known for name, kind, known in self.tuned if (name, kind) == (arm, regime)]
+        if not widths:
+            return {}
+        nearest = min(widths, key=lambda known: abs(math.log(known / width)))
+        return dict(self.tuned[arm, regime, nearest])
 
     def _regime(self, arm: Arm) -> str:
         return NO_STORE if arm.source is None else SAME_TOKENS
@@ -197,9 +202,22 @@ class Study:
         return kept
 
 
-def study_names() -> list[str]:
-    """The studies that come with the library."""
-    return sorted(module.name for module in pkgutil.iter_modules(studies.__path__))
+@dataclass
+class StudyWorkspace(Workspace):
+    """The workspace of a study; worker processes load its arms themselves, as those may hold what no pickle can.
+
+    Args:
+        study: Name or path of the study.
+    """
+
+    study: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _workspace, (self.study, self.spec, self.out, self.cache, self.wandb)
+
+
+def _workspace(study: str, *parts: Any) -> Workspace:
+    return Workspace(*parts, load_study(study).arm_table)
 
 
 def load_study(name: str) -> Study:
@@ -231,8 +249,10 @@ def _module_at(path: Path) -> ModuleType:
         raise RunError(
             f"there is no file {path}: give the path of a study, or one of {', '.join(study_names())}"
         )
-    # An ordinary import, not one from a file: worker processes must be able to repeat it to unpickle its arms.
-    sys.path.append(str(path.resolve().parent))
+    # An ordinary import, not one from a file: what it defines (a corpus of its own) must unpickle in workers.
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     module = importlib.import_module(path.stem)
     if module.__file__ is None or Path(module.__file__).resolve() != path.resolve():
         raise RunError(f"{path} is hidden by another module named {path.stem!r}: rename the file")

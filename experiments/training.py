@@ -14,7 +14,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from experiments.data import WindowData
+from experiments.data.module import WindowData
 from experiments.neighborhood import Neighborhood
 from mann import LanguageModule
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,10 +12,10 @@ from typing import Any, Literal, Protocol
 
 from filelock import FileLock
 
-import experiments
 from experiments.arms import ARMS, SAME_TOKENS, Arm
 from experiments.data import Corpus, Windows, training_order
 from experiments.neighborhood import LazySource, Neighborhood
+from experiments.revision import code_digest
 from retrieval import Passages, Source
 
 _PACKAGES = ("torch", "torch-geometric", "faiss-cpu", "lightning", "numpy", "tokenizers", "mnemograph")
@@ -64,25 +63,10 @@ class Workspace:
                 found[name] = "not installed"
         return found
 
-    @cached_property
+    @property
     def revision(self) -> str:
-        """The git revision, or a digest of the installed sources where there is no repository."""
-        house = Path(experiments.__file__).parent.parent
-        try:
-            shown = subprocess.run(
-                ["git", "-C", str(house), "rev-parse", "--short=12", "HEAD"],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            )
-            return shown.stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            digest = hashlib.sha256()
-            for path in sorted(house.glob("*/**/*.py")):
-                if path.relative_to(house).parts[0] in ("mann", "gnn", "retrieval", "experiments"):
-                    digest.update(path.read_bytes())
-            return f"source-{digest.hexdigest()[:12]}"
+        """Digest of the code that numbers depend on."""
+        return code_digest()
 
     def source(self, arm: Arm, regime: str, windows: Windows, seed: int, n_windows: int) -> LazySource:
         """The store an arm may read: the windows it trains on, or the whole training split."""
@@ -92,13 +76,13 @@ class Workspace:
             passages = windows.passages(order, self.corpus.vocab_size)
         else:
             passages = self._whole
-        return self._sources.setdefault(
-            (arm.source, passages.fingerprint), self._lazy(arm.source, passages)
-        )
+        return self._sources.setdefault((arm.source, passages.fingerprint), self._lazy(arm.source, passages))
 
     def _lazy(self, build: Callable[[Passages], Source], passages: Passages) -> LazySource:
         name = getattr(build, "__qualname__", None) or repr(build)
-        fingerprint = hashlib.sha256(f"{name} {passages.fingerprint}".encode()).hexdigest()
+        # Tables outlive the code that made them: other search code, other tables.
+        text = f"{name} {code_digest(('retrieval',))} {passages.fingerprint}"
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
         def built() -> Source:
             self.cache.mkdir(parents=True, exist_ok=True)

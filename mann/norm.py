@@ -12,7 +12,9 @@ EPSILON = 1e-6
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type matrix products of ``x`` run in: autocast's where it is on, else that of ``x``."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    # The meta device, where bills are predicted, has no autocast to ask about.
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast else x.dtype
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:

@@ -50,9 +50,10 @@ class Muon(Optimizer):
 
     .. math::
         M \leftarrow \mu M + G, \qquad
-        W \leftarrow W - \eta \sqrt{\max(1, r/c)} \; \mathrm{NS}_5(G + \mu M)
+        W \leftarrow W - \eta \sqrt{\max(1, r/c)} \; \mathrm{NS}_n(G + \mu M)
 
-    with five Newton-Schulz iterations in bfloat16 for an ``r`` by ``c`` matrix. Equal to
+    with :math:`n` Newton-Schulz iterations in bfloat16 for an ``r`` by ``c`` matrix. Three instead of the usual five
+    cost 40 % less and lose nothing at the widths tried here. Equal to
     :class:`torch.optim.Muon` with the same coefficients; that one loops over matrices, which on narrow models costs
     more than the arithmetic. A weight whose rows are several matrices (queries, keys and values in one product) is
     cut into squares when its rows are three times its columns.
@@ -75,14 +76,14 @@ class Muon(Optimizer):
         lr: float = 0.01,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        steps: int = 5,
+        steps: int = 3,
     ) -> None:
         super().__init__(
             params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps}
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -126,7 +127,7 @@ class Muon(Optimizer):
                 part.add_(direction.t() if tall else direction, alpha=-group["lr"] * scale)
 
 
-def orthogonalize(x: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(x: Tensor, steps: int = 3) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly: Newton-Schulz with singular values ending near 1.
 
     Args:
@@ -173,7 +174,9 @@ class RoleOptimizer(Optimizer):
         if "matrix" in roles:
             self.parts.append(Muon(roles["matrix"], lr=rates["matrix"], weight_decay=weight_decay))
         dense = [
-            {"params": roles[role], "lr": rates[role]} for role in ("embedding", "head", "scalar") if role in roles
+            {"params": roles[role], "lr": rates[role]}
+            for role in ("embedding", "head", "scalar")
+            if role in roles
         ]
         if dense:
             self.parts.append(AdamW(dense, betas=betas, eps=1e-10, weight_decay=0.0, fused=True))
@@ -185,7 +188,7 @@ class RoleOptimizer(Optimizer):
         self.param_groups = groups
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -11,9 +11,6 @@ from mann.readers import ScoreFeatures
 from mann.readout import IGNORE, Readout, SoftmaxReadout
 from retrieval import Source
 
-# exp(60) is far inside float32; a target that improbable is the neighbours' alone anyway.
-_LARGEST_EXPONENT = 60.0
-
 
 class PointerReadout(Readout):
     r"""Mixes the vocabulary distribution with one over the answers of the neighbours.
@@ -58,18 +55,18 @@ class PointerReadout(Readout):
         nn.init.zeros_(self.sink.weight)
         nn.init.constant_(self.sink.bias, 3.0)
 
-    def weights(
+    def log_weights(
         self, x: Float[Tensor, "batch time width"], context: Context
     ) -> tuple[
         Float[Tensor, "batch time sink_and_k"], Int[Tensor, "batch time k"], Bool[Tensor, "batch time k"]
     ]:
-        """Mixture weights (the last one is the vocabulary's), answers, and which of them exist."""
+        """Logarithms of the mixture weights (the last one is the vocabulary's), answers, and which of them exist."""
         neighbors = context.retrieve(self.source, self.k)
         answers = self.source.passages.window(neighbors.ids, 0, 1)[..., 1]
         query = self.query(x)
         match = torch.matmul(self.answers.weight.to(query.dtype)[answers], query[..., None]).squeeze(-1)
         logits = torch.cat([match.float() + self.score(neighbors), self.sink(x).float()], -1)
-        return torch.softmax(logits, -1), answers, neighbors.mask
+        return torch.log_softmax(logits, -1), answers, neighbors.mask
 
     def forward(
         self,
@@ -77,13 +74,15 @@ class PointerReadout(Readout):
         context: Context,
         targets: Int[Tensor, "batch time"] | None = None,
     ) -> Tensor:
-        weights, answers, mask = self.weights(x, context)
+        log_weights, answers, mask = self.log_weights(x, context)
         if targets is None:
-            mixture = self.softmax(x, context).exp() * weights[..., -1:]
-            return mixture.scatter_add(-1, answers, weights[..., :-1]).log()
+            log_p = self.softmax(x, context) + log_weights[..., -1:]
+            pointed = torch.zeros_like(log_p).scatter_add(-1, answers, log_weights[..., :-1].exp())
+            tiny = torch.finfo(pointed.dtype).tiny
+            log_pointed = pointed.clamp(min=tiny).log().masked_fill(pointed < tiny, float("-inf"))
+            return torch.logaddexp(log_p, log_pointed)
         nll = self.softmax(x, context, targets)
         hits = (answers == targets[..., None]) & mask
-        pointed = (weights[..., :-1] * hits).sum(-1)
-        # -log(w p + q) = nll - log(w + q / p): stays exact where p underflows next to q.
-        mixed = nll - torch.log(weights[..., -1] + pointed * nll.clamp(max=_LARGEST_EXPONENT).exp())
+        pointed = log_weights[..., :-1].masked_fill(~hits, float("-inf"))
+        mixed = -torch.logsumexp(torch.cat([pointed, log_weights[..., -1:] - nll[..., None]], -1), -1)
         return mixed.masked_fill(targets == IGNORE, 0.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from retrieval.neighbors import Neighbors
 from retrieval.passages import Passages
+from retrieval.search import enroll, run_search
 
 __all__ = ["Source", "query_context", "stored_context"]
 
@@ -79,42 +82,49 @@ class Source(ABC):
                 raise ValueError(
                     f"{name} {tuple(other.shape)} must have the shape of tokens {tuple(tokens.shape)}"
                 )
-        ids = tokens.detach().cpu().numpy().astype(np.int64, copy=False)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.passages.vocab_size:
+        if not tokens.numel() or not self.passages.n_entries:
+            return Neighbors.none(*tokens.shape, k, device=tokens.device)
+        low, high = int(tokens.min()), int(tokens.max())
+        if not 0 <= low <= high < self.passages.vocab_size:
             raise ValueError(
-                f"tokens {ids.min()}..{ids.max()} are outside the store's vocabulary of {self.passages.vocab_size}; "
+                f"tokens {low}..{high} are outside the store's vocabulary of {self.passages.vocab_size}; "
                 "was the store built with another tokenizer?"
             )
-        if not ids.size or not self.passages.n_entries:
-            return Neighbors.none(*tokens.shape, k, device=tokens.device)
-        labels = None if documents is None else documents.detach().cpu().numpy()
-        context = query_context(ids, labels, self.depth).reshape(-1, self.depth)
-        banned = np.full(ids.size, -1, np.int64)
-        if exclude is not None:
-            banned = exclude.detach().cpu().numpy().astype(np.int64).reshape(-1)
+        labels = torch.zeros_like(tokens) if documents is None else documents
+        banned = torch.full_like(tokens, -1) if exclude is None else exclude
+        return run_search(self._number, [tokens, labels, banned], k)
+
+    @cached_property
+    def _number(self) -> int:
+        return enroll(self)
+
+    def neighbors(self, inputs: Sequence[Tensor], k: int) -> Neighbors:
+        """The search behind the operator; call :meth:`search`."""
+        tokens, labels, banned = (x.numpy().astype(np.int64, copy=False) for x in inputs)
+        context = query_context(tokens, labels, self.depth).reshape(-1, self.depth)
+        banned = banned.reshape(-1)
         parts = [
             self.find(context[i : i + self.chunk], k, banned[i : i + self.chunk])
-            for i in range(0, ids.size, self.chunk)
+            for i in range(0, len(context), self.chunk)
         ]
         shape = (*tokens.shape, k)
         return Neighbors(
-            torch.cat([part.scores for part in parts]).view(shape).to(tokens.device),
-            torch.cat([part.ids for part in parts]).view(shape).to(tokens.device),
-            torch.cat([part.mask for part in parts]).view(shape).to(tokens.device),
+            torch.cat([part.scores for part in parts]).view(shape),
+            torch.cat([part.ids for part in parts]).view(shape),
+            torch.cat([part.mask for part in parts]).view(shape),
             flops=sum(part.flops for part in parts),
             bytes=sum(part.bytes for part in parts),
         )
 
 
 def query_context(
-    tokens: Int[np.ndarray, "batch time"], documents: Int[np.ndarray, "batch time"] | None, depth: int
+    tokens: Int[np.ndarray, "batch time"], documents: Int[np.ndarray, "batch time"], depth: int
 ) -> Int[np.ndarray, "batch time {depth}"]:
     """The last ``depth`` tokens at every position, most recent first, -1 before the row or the document begins."""
     _, time = tokens.shape
     start = np.zeros(tokens.shape, np.int64)
-    if documents is not None:
-        change = documents[:, 1:] != documents[:, :-1]
-        start[:, 1:] = np.maximum.accumulate(np.where(change, np.arange(1, time), 0), axis=1)
+    change = documents[:, 1:] != documents[:, :-1]
+    start[:, 1:] = np.maximum.accumulate(np.where(change, np.arange(1, time), 0), axis=1)
     at = np.arange(time)[None, :, None] - np.arange(depth)
     found = np.take_along_axis(tokens[:, :, None], np.maximum(at, 0), axis=1)
     return np.where(at >= start[:, :, None], found, -1)

@@ -32,19 +32,28 @@ def run(arguments: argparse.Namespace) -> int:
 
     from experiments.arms import arm_named
     from experiments.errors import RunError
+    from experiments.run import DEFAULTS
     from experiments.step import step_bill
 
     given = {name: getattr(arguments, name) for name in ("layers", "heads", "batch", "time")}
     sizes = {name: value for name, value in given.items() if value is not None}
-    wrong = [name for name, value in {**sizes, "width": arguments.width}.items() if value < 1]
-    if wrong or arguments.vocab_size < 2:
-        raise RunError(f"--{(*wrong, 'vocab-size')[0]} must be positive: give --width 64, for example")
-    ledger = step_bill(arm_named(arguments.arm), arguments.vocab_size, arguments.width, sizes)
+    named = {**sizes, "width": arguments.width, "vocab-size": arguments.vocab_size}
+    wrong = [name for name, value in named.items() if value < 1 + (name == "vocab-size")]
+    if wrong:
+        raise RunError(
+            f"--{wrong[0]} {named[wrong[0]]} is too small: mnemograph bill --{wrong[0]} 64, for example"
+        )
+    arm = arm_named(arguments.arm)
+    ledger = step_bill(arm, arguments.vocab_size, arguments.width, sizes)
     if arguments.json:
         print(json.dumps(ledger.to_dict(), indent=1))
         return 0
+    chosen = {**DEFAULTS, **arm.settings, **sizes}
+    tokens = chosen["batch"] * chosen["time"]
+    steps = 1e12 / ledger.flops
     print(
-        f"One training step of {arguments.arm} at width {arguments.width}, without the search for neighbours.\n"
+        f"One training step of {arm.name} at width {arguments.width} on {tokens:,} tokens, without the search for "
+        f"neighbours.\nA budget of 1e12 FLOPs pays for {steps:,.0f} such steps, {steps * tokens:,.0f} tokens.\n"
     )
     print(ledger)
     return 0

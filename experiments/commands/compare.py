@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.errors import ResultsError, RunError
+from experiments.studies import study_names
 
 if TYPE_CHECKING:
     from experiments.results import Results
     from experiments.run import Run
     from experiments.study import Study
-    from experiments.workspace import Workspace
+
 
 SUMMARY = "compare memory arms with dense transformers at equal, fully counted compute"
 EXAMPLES = """\
@@ -32,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "study",
         nargs="?",
         default=DEFAULT_STUDY,
-        help=f"a study, or a file of your own (default: {DEFAULT_STUDY})",
+        help=f"{', '.join(study_names())}, or a file of your own (default: {DEFAULT_STUDY})",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: runs/STUDY)")
     parser.add_argument("--quick", action="store_true", help="one small budget, one seed, the main arms")
@@ -99,14 +100,16 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
     from experiments.results import Results
     from experiments.run import execute
     from experiments.step import check_sizes
-    from experiments.workspace import Workspace
+    from experiments.study import StudyWorkspace
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     again = shlex.join(["mnemograph", *(word for word in arguments.line if word != "--fresh")])
-    workspace = Workspace(study.data, out.resolve(), cache_root().parent, arguments.wandb, study.arm_table)
-    corpus = load_corpus(workspace.spec)
+    name = str(Path(arguments.study).resolve()) if arguments.study.endswith(".py") else arguments.study
+    places = (out.resolve(), cache_root().parent, arguments.wandb, study.arm_table)
+    workspace = StudyWorkspace(study.data, *places, study=name)
+    corpus = load_corpus(study.data)
     with Results(out, corpus.fingerprint, study.name, fresh=arguments.fresh) as results:
-        _check(results, runs, workspace, arguments.allow_mixed)
+        _check(results, runs, workspace.revision, arguments.allow_mixed)
         check_sizes(runs, study.arm_table, corpus.vocab_size)
         for note in results.notes:
             print(f"Note: {note}", file=sys.stderr)
@@ -182,7 +185,7 @@ def _study(arguments: argparse.Namespace) -> Study:
     )
 
 
-def _check(results: Results, runs: list[Run], workspace: Workspace, allow_mixed: bool) -> None:
+def _check(results: Results, runs: list[Run], revision: str, allow_mixed: bool) -> None:
     """Refuse now what the report would refuse in the end."""
     from experiments.results import conflicts, place
 
@@ -195,11 +198,11 @@ def _check(results: Results, runs: list[Run], workspace: Workspace, allow_mixed:
         raise ResultsError(
             f"{path} holds {len(other)} results of the same runs with other settings, such as {first.label()}: {remedy}"
         )
-    revisions = sorted({str(row.get("git")) for row in results.rows} - {workspace.revision})
+    revisions = sorted({str(row.get("code")) for row in results.rows} - {revision})
     if revisions and not allow_mixed:
         raise ResultsError(
             f"{path} holds results of another revision of the code ({', '.join(revisions)}; this is "
-            f"{workspace.revision}): {remedy}, or --allow-mixed if you know that the change touches no number"
+            f"{revision}): {remedy}, or --allow-mixed if you know that the change touches no number"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 SUMMARY = "train one model with Lightning, every constructor argument at your hand"
 EXAMPLES = """\
@@ -54,6 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
                 apply_on="instantiate",
             )
 
+    line, sys.argv = (
+        sys.argv,
+        sys.argv[:1],
+    )  # Lightning warns when it is given arguments and finds others there
     try:
         cli = Fit(
             LanguageModule,
@@ -72,5 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except argparse.ArgumentError as error:
         raise RunError(f"{str(error).splitlines()[0]} (see mnemograph fit --help)") from error
+    finally:
+        sys.argv = line
     cli.trainer.fit(cli.model, cli.datamodule)
     return 0

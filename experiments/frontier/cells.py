@@ -164,10 +164,10 @@ def tabulate(rows: Iterable[Row], *, allow_mixed: bool = False) -> Table:
             "Losses on different text are different quantities; move the rows of one corpus to another "
             "directory, or run the study again into a new --out directory"
         )
-    revisions = _distinct(runs, "git")
+    revisions = _distinct(runs, "code")
     if len(revisions) > 1 and not allow_mixed:
         raise ResultsError(
-            f"rows of {len(revisions)} code revisions: {_counted(runs, 'git', revisions)}. Run the older "
+            f"rows of {len(revisions)} code revisions: {_counted(runs, 'code', revisions)}. Run the older "
             "ones again, or pass allow_mixed=True if you know that the change between them touches no number"
         )
     finite = [row for row in runs if _finite(row)]

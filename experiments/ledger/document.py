@@ -18,9 +18,9 @@ a rule below, or an `UnpricedOperator` error that names the operator, the module
 * **The same mathematics has the same FLOPs**, however it is spelled: `einsum`, multiply-and-sum and `embedding_bag`
   agree. `matmul_flops` is the part done by matrix products, convolutions and attention, and so follows the spelling.
 * **Attention** is billed by the query-key pairs that live: half of them if causal, those a mask lets through if
-  there is a mask. `torch.nn.functional.scaled_dot_product_attention` costs the same in every kernel. A mask on the
-  meta device has no values, so all its pairs are billed. Attention spelled out in matrix products is billed as
-  spelled.
+  there is a mask. `torch.nn.functional.scaled_dot_product_attention` costs the same in every kernel, if called by
+  that name: a reference imported before the ledger opened is billed kernel by kernel. A mask on the meta device has
+  no values, so all its pairs are billed. Attention spelled out in matrix products is billed as spelled.
 * **Backward** is billed as computed, except that scores a fused attention kernel recomputes are not billed twice. A
   checkpointed forward is billed again, because it runs again.
 * **Dropout is free**, so that training and evaluation have one bill.
@@ -29,8 +29,7 @@ a rule below, or an `UnpricedOperator` error that names the operator, the module
   expanded dimension is read once; a gather reads the rows it is asked for, not the table.
 * Searches and other operators from outside torch are priced by the formula registered beside them
   (`torch.utils.flop_counter.register_flop_formula`); its attribute `bytes_formula`, if present, gives the bytes.
-* Nothing is billed that runs in another thread, inside a compiled function, or outside torch: bill that with
-  `Ledger.add`.
+* Nothing is billed that runs in another thread or outside torch: bill that with `Ledger.add`.
 
 A name stands for its in-place form and for all overloads. *inputs* and *outputs* are numbers of elements; in the
 column of bytes they are sizes.

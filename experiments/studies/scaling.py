@@ -4,6 +4,7 @@ Takes hours on a laptop, not minutes; it can be stopped and continued at any tim
 """
 
 from experiments.data import CodeCorpus
+from experiments.studies.memory_per_flop import SIZED
 from experiments.study import Study
 
 study = Study(
@@ -15,7 +16,7 @@ study = Study(
     budgets=(3e11, 1e12, 3e12, 1e13, 3e13),
     reach=(1e11, 1e14),
     best_width={1e11: 48, 3e11: 48, 1e12: 64, 3e12: 64, 1e13: 96, 3e13: 128, 1e14: 192},
-    sized={128: {"batch": 8}, 192: {"batch": 8}},
+    sized=SIZED,
     seeds=range(3),
     control_seeds=3,
 )

@@ -59,7 +59,9 @@ class NGramMemory(Memory):
     ) -> None:
         super().__init__()
         if n_rows < 2 or n_rows & (n_rows - 1):
-            raise ValueError(f"n_rows must be a power of two, got {n_rows}: try {2 ** max(1, n_rows.bit_length())}")
+            raise ValueError(
+                f"n_rows must be a power of two, got {n_rows}: try {2 ** max(1, n_rows.bit_length())}"
+            )
         if not orders or min(orders) < 1:
             raise ValueError(f"orders must hold positive n-gram lengths, got {tuple(orders)}: try (2, 3)")
         self.orders = tuple(orders)

@@ -134,6 +134,7 @@ def _row(
         "parent": None,
         "settings": {"rate": 0.01, "trials": 5, "batch": 4},
         "git": "0123abc",
+        "code": "0123abc",
         "versions": {"torch": "2.13.0", "python": "3.11"},
         "corpus": "ab" * 32,
         "started": "2025-01-01T00:00:00",

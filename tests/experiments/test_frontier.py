@@ -264,7 +264,7 @@ def test_rows_of_two_corpora_are_refused_by_name():
 
 def test_rows_of_two_revisions_need_a_word():
     table = rows()
-    table[3]["git"] = "fedcba9"
+    table[3]["code"] = "fedcba9"
     with pytest.raises(ResultsError, match=r"0123abc .*fedcba9.*allow_mixed"):
         summarize(table)
     assert "2 code revisions" in verdict(summarize(table, allow_mixed=True))

@@ -69,6 +69,7 @@ def test_passages_hold_just_these_windows_cut_at_documents(length: int) -> None:
         wanted = [batch[key][scored].tolist() for key in ("tokens", "targets", "documents")]
         assert pairs == list(zip(*wanted, strict=True)), "an entry for every target, in order"
         assert passages.n_entries == int(scored.sum())
+        assert set(passages.documents.tolist()) == set(batch["documents"].flatten().tolist())
 
 
 def test_a_smaller_budget_is_a_prefix() -> None:

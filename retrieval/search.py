@@ -1,0 +1,90 @@
+"""The search as a torch operator, its price registered beside it.
+
+A FLOP counter watches torch operators; a search hidden in a Python call would be free. So every search passes through
+``mnemograph::search``, and :func:`torch.utils.flop_counter.register_flop_formula` tells whoever counts what the call
+has cost: a number known only afterwards, because it depends on how many stored entries were visited.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from retrieval.neighbors import Neighbors
+
+__all__ = ["Searchable", "enroll", "run_search"]
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """Anything that finds ``k`` neighbours for tensors that share a batch shape."""
+
+    def neighbors(self, inputs: Sequence[Tensor], k: int) -> Neighbors:
+        """The search itself, on the CPU."""
+        ...
+
+
+# An operator's arguments are tensors and numbers, so a store is named by a number; the table keeps none alive.
+_enrolled: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+_last_work: dict[int, tuple[int, int]] = {}
+
+
+def enroll(searchable: Searchable) -> int:
+    """Number by which the operator finds a store for as long as the store lives."""
+    number = next(_numbers)
+    _enrolled[number] = searchable
+    weakref.finalize(searchable, _last_work.pop, number, None)
+    return number
+
+
+def run_search(number: int, inputs: Sequence[Tensor], k: int) -> Neighbors:
+    """Search the store of that number through the operator, so that a FLOP counter sees it."""
+    scores, ids, mask = torch.ops.mnemograph.search([x.detach() for x in inputs], number, k)
+    flops, moved = _last_work.get(number, (0, 0))
+    return Neighbors(scores, ids, mask, flops=flops, bytes=moved)
+
+
+@torch.library.custom_op(
+    "mnemograph::search",
+    mutates_args=(),
+    schema="(Tensor[] inputs, int store, int k) -> (Tensor, Tensor, Tensor)",
+)
+def _search(inputs: Sequence[Tensor], store: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    searchable = _enrolled.get(store)
+    if searchable is None:
+        raise RuntimeError(f"store {store} of this search no longer exists; keep a reference to it")
+    found = searchable.neighbors([x.cpu() for x in inputs], k)
+    _last_work[store] = found.flops, found.bytes
+    device = inputs[0].device
+    return found.scores.to(device), found.ids.to(device), found.mask.to(device)
+
+
+@_search.register_fake
+def _(inputs: Sequence[Tensor], store: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (*_batch_shape(inputs), k)
+    like = inputs[0]
+    return (
+        like.new_empty(shape, dtype=torch.float32),
+        like.new_empty(shape, dtype=torch.int64),
+        like.new_empty(shape, dtype=torch.bool),
+    )
+
+
+def _batch_shape(inputs: Sequence[Tensor]) -> tuple[int, ...]:
+    # Vectors bring their dimension as a last axis; tokens are the batch.
+    shape = inputs[0].shape
+    return tuple(shape[:-1] if inputs[0].is_floating_point() else shape)
+
+
+@register_flop_formula(torch.ops.mnemograph.search, get_raw=True)
+def _price(inputs: Sequence[Tensor], store: int, k: int, *_: object, out_val: Any = None, **__: object) -> int:
+    if inputs[0].is_meta or store not in _last_work:
+        raise NotImplementedError("the price of a search depends on the stored data: count a real call, not a meta one")
+    return _last_work[store][0]

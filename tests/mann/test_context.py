@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from mann import Context
+from tests.contracts import SOURCE, batch
+from tests.mann.inputs import labels, runs
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("back", [1, 2, 5, 11, 12, 30])
+def test_same_document_counts_back_to_the_last_change(packed, back):
+    documents = labels(3, 12) if packed else None
+    run, inside = runs(documents, 3, 12), Context(torch.zeros(3, 12, dtype=torch.int64), documents).same_document(back)
+    for row in range(3):
+        for t in range(12):
+            assert inside[row, t] == (t >= back and run[row, t] == run[row, t - back])
+
+
+def test_a_label_that_returns_is_another_document():
+    tokens = torch.ones(1, 5, dtype=torch.int64)
+    inside = Context(tokens, torch.tensor([[3, 3, 8, 3, 3]])).same_document(2)
+    assert not inside.any()
+    mask = Context(tokens, torch.tensor([[3, 3, 8, 3, 3]])).attention_masks(8, torch.float32)[0][0]
+    assert (mask[4] == 0).tolist() == [False, False, False, True, True]
+
+
+def test_only_changes_of_label_matter():
+    tokens, documents = torch.ones(2, 9, dtype=torch.int64), labels(2, 9)
+    one = Context(tokens, documents).attention_masks(4, torch.float32)
+    other = Context(tokens, 100 - 7 * documents).attention_masks(4, torch.float32)
+    assert all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
+
+
+def test_it_searches_once_per_forward_pass():
+    data = batch()
+    here = Context(data["tokens"], data["documents"])
+    found = here.retrieve(SOURCE, 3)
+    assert here.retrieve(SOURCE, 3) is found
+    assert here.retrieve(SOURCE, 2).k == 2
+    given = Context(data["tokens"], data["documents"], found)
+    assert given.retrieve(SOURCE, 5) is found
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises((ValueError, TypeError), match=r"add a batch dimension|tokens"):
+        Context(torch.zeros(4, dtype=torch.int64))
+    with pytest.raises((ValueError, TypeError), match=r"one document label per token|documents"):
+        Context(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64))

@@ -1,0 +1,124 @@
+import logging
+import warnings
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from mann import LanguageModule, NGramMemory, Transformer
+from tests.contracts import VOCAB, batch
+
+STEPS = 20
+
+
+def lesson(seed: int) -> dict[str, torch.Tensor]:
+    """A batch in which the next token follows from the present one."""
+    data = batch(seed)
+    return {**data, "targets": ((5 * data["tokens"] + 1) % VOCAB).masked_fill(data["targets"] < 0, -100)}
+
+
+class Losses(L.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        self.values.append(outputs["loss"].item())
+
+
+def module(seed: int = 0, steps: int = STEPS, **settings) -> LanguageModule:
+    torch.manual_seed(seed)
+    network = Transformer(VOCAB, 16, 2, 2, memory={1: partial(NGramMemory, n_rows=64)})
+    return LanguageModule(network, steps, **settings)
+
+
+def fit(model, folder, *, epochs=2, resume=None, save=False, **settings):
+    """Two epochs of ten batches, saved after the first."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    losses = Losses()
+    callbacks: list[L.Callback] = [losses]
+    if save:
+        callbacks.append(ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_epochs=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            logger=False,
+            callbacks=callbacks,
+            enable_checkpointing=save,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            **settings,
+        )
+        data = [lesson(seed) for seed in range(STEPS // 2)]
+        trainer.fit(model, DataLoader(data, batch_size=None), ckpt_path=resume, weights_only=True)
+    return losses.values, trainer
+
+
+def test_the_loss_falls_and_is_logged(tmp_path):
+    losses, trainer = fit(module(), tmp_path)
+    assert len(losses) == STEPS
+    assert losses[-1] < 0.8 * losses[0]
+    assert trainer.callback_metrics["train/nats_per_token"].item() == pytest.approx(sum(losses) / STEPS, rel=1e-4)
+    # One step before its end the schedule is all but at zero.
+    assert all(group["lr"] < 0.1 * group["initial_lr"] for group in trainer.optimizers[0].param_groups)
+
+
+def test_resuming_equals_not_stopping_bit_for_bit(tmp_path):
+    whole = module()
+    losses, _ = fit(whole, tmp_path, save=True)
+    resumed = module(seed=1)
+    rest, trainer = fit(resumed, tmp_path, resume=str(tmp_path / f"step={STEPS // 2}.ckpt"))
+    assert trainer.global_step == STEPS
+    assert rest == losses[STEPS // 2 :]
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_training_in_bfloat16_is_near(tmp_path):
+    losses, _ = fit(module(), tmp_path)
+    near, _ = fit(module(), tmp_path, precision="bf16-mixed")
+    assert near[-1] == pytest.approx(losses[-1], rel=0.05)
+
+
+@pytest.mark.parametrize("bad_step", [0, STEPS - 1])
+def test_a_loss_that_is_not_a_number_stops_the_run_with_advice(tmp_path, bad_step):
+    model = module()
+    forward, calls = model.network.loss, []
+
+    def breaking(*args):
+        calls.append(1)
+        return forward(*args) * (float("nan") if len(calls) == bad_step + 1 else 1.0)
+
+    model.network.loss = breaking
+    with pytest.raises(FloatingPointError, match=r"nan by step .*: lower the rates"):
+        fit(model, tmp_path)
+
+
+def test_a_batch_without_targets_costs_nothing():
+    model, data = module(), batch()
+    data["targets"] = torch.full_like(data["targets"], -100)
+    loss = model(data)
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_the_loss_is_per_scored_token():
+    model, data = module(), batch()
+    nll = model.network.loss(**data)
+    assert model(data).item() == pytest.approx(nll[data["targets"] >= 0].mean().item())
+
+
+def test_rates_replace_defaults_one_by_one():
+    rates = module(rates={"table": 0.5}).rates
+    assert rates["table"] == 0.5
+    assert rates.keys() == module().rates.keys()
+
+
+def test_a_schedule_without_steps_is_refused():
+    with pytest.raises(ValueError, match="raise the budget"):
+        module(steps=0)

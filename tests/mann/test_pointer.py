@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from mann import Context, PointerReadout
+from retrieval import Neighbors
+from tests.contracts import SOURCE, VOCAB, batch, opened
+from tests.mann.inputs import assert_same, randn
+
+
+def readout(k: int = 4) -> PointerReadout:
+    torch.manual_seed(0)
+    return opened(PointerReadout(6, VOCAB, SOURCE, k=k, d_pointer=5))
+
+
+def naive_log_probabilities(model, x, found):
+    """Position by position, neighbour by neighbour."""
+    rows = []
+    for b, t in [(b, t) for b in range(x.shape[0]) for t in range(x.shape[1])]:
+        kept = [i for i in range(found.k) if found.mask[b, t, i]]
+        answers = [int(SOURCE.passages.tokens[found.ids[b, t, i] + 1]) for i in kept]
+        a, c = model.score.slope
+        logits = [
+            model.query(x[b, t]) @ model.answers.weight[answer]
+            + a * found.scores[b, t, i]
+            + c * torch.log1p(found.scores[b, t, i])
+            + model.score.rank[i]
+            for i, answer in zip(kept, answers, strict=True)
+        ]
+        weights = torch.stack([*logits, model.sink(x[b, t])[0]]).softmax(0)
+        p = weights[-1] * model.softmax.head(x[b, t]).softmax(0)
+        for weight, answer in zip(weights, answers, strict=False):
+            p = p + weight * torch.eye(VOCAB, dtype=x.dtype)[answer]
+        rows.append(p.log())
+    return torch.stack(rows).view(*x.shape[:2], VOCAB)
+
+
+@pytest.mark.parametrize("with_targets", [False, True], ids=["log-probabilities", "loss"])
+def test_it_equals_its_formula(with_targets):
+    model, data = readout(), {name: tensor[:, 5:25] for name, tensor in batch().items()}
+    found = SOURCE.search(data["tokens"], 4)
+    found.mask[:, ::5, 2:], found.mask[:, ::7] = False, False
+    here, targets = Context(data["tokens"], None, found), data["targets"]
+
+    def fast(x, *_):
+        return model(x, here, targets if with_targets else None)
+
+    def naive(x, *_):
+        log_p = naive_log_probabilities(model, x, found)
+        nll = -log_p.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+        return nll.masked_fill(targets < 0, 0) if with_targets else log_p
+
+    x = randn(2, 20, 6, dtype=torch.float32)
+    assert_same(fast, naive, x, *model.parameters(), tolerance=1e-4)
+
+
+def test_without_neighbors_it_is_the_softmax():
+    model, data = readout(), batch()
+    nobody = Context(data["tokens"], None, Neighbors.none(*data["tokens"].shape, 4))
+    x = torch.randn(*data["tokens"].shape, 6)
+    torch.testing.assert_close(model(x, nobody), model.softmax(x, nobody))
+    torch.testing.assert_close(model(x, nobody, data["targets"]), model.softmax(x, nobody, data["targets"]))
+
+
+def test_the_loss_of_what_only_neighbors_foresee_is_exact_and_finite():
+    model, tokens = readout(), torch.ones(1, 1, dtype=torch.int64)
+    found = SOURCE.search(tokens, 4)
+    (answer,) = SOURCE.passages.window(found.ids, 0, 1)[0, 0, :1, 1].tolist()
+    with torch.no_grad():
+        model.softmax.head.weight.zero_()
+        model.softmax.head.weight[answer] = -50.0
+    x = torch.ones(1, 1, 6, requires_grad=True)
+    here = Context(tokens, None, found)
+    assert model.softmax(x, here)[0, 0, answer] < -290
+    nll = model(x, here, torch.tensor([[answer]]))
+    torch.testing.assert_close(nll[0, 0], -model(x, here)[0, 0, answer])
+    nll.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_a_neighbor_that_is_right_lowers_the_loss():
+    model, data = readout(), batch()
+    here = Context(data["tokens"], None)
+    answer = SOURCE.passages.window(here.retrieve(SOURCE, 4).ids, 0, 1)[..., 0, 1]
+    x = torch.randn(*data["tokens"].shape, 6)
+    with torch.no_grad():
+        model.sink.weight.zero_()
+        model.sink.bias.fill_(20.0)
+        closed = model(x, here, answer).mean()
+        model.sink.bias.fill_(-20.0)
+        assert model(x, here, answer).mean() < closed

@@ -1,0 +1,164 @@
+"""What holds for every source."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
+from torch.utils.flop_counter import FlopCounterMode
+
+from retrieval import ContextSource, Passages, RandomSource, SuffixSource
+from tests.retrieval.stores import documents, queries, windows
+
+
+class IndexedContextSource(ContextSource):
+    """A context source that uses its index for stores of every size FAISS can train on."""
+
+    small = 200
+
+
+def indexed(passages: Passages) -> ContextSource:
+    return IndexedContextSource(passages, clusters=(4, 2, 1), scan=16, shortlist=8)
+
+
+SOURCES = {
+    "suffix": SuffixSource,
+    "context": ContextSource,
+    "indexed": indexed,
+    "random": RandomSource,
+}
+large_documents = partial(documents, n=30, longest=60)
+large_windows = partial(windows, n=60)
+each_source = pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
+each_regime = pytest.mark.parametrize("store", [large_documents, large_windows], ids=["documents", "windows"])
+
+
+@each_source
+@each_regime
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 40))
+def test_the_excluded_document_is_never_returned(make, store, seed, k):
+    passages = store(seed)
+    batch = queries(seed, passages)
+    found = make(passages).search(**batch, k=k)
+    labels = torch.from_numpy(passages.labels.astype(np.int64))
+    assert not ((labels[found.ids] == batch["exclude"].unsqueeze(-1)) & found.mask).any()
+    entries = torch.from_numpy(passages.entries())
+    assert torch.isin(found.ids[found.mask], entries).all()
+    assert (found.ids[~found.mask] == 0).all()
+    assert (found.scores[~found.mask] == 0).all()
+    assert (found.scores.diff(dim=-1)[found.mask[..., 1:]] <= 0).all()
+    tied = (found.scores.diff(dim=-1) == 0) & found.mask[..., 1:]
+    assert (found.ids.diff(dim=-1)[tied] > 0).all()
+    assert (found.mask[..., :-1] | ~found.mask[..., 1:]).all()
+
+
+@pytest.mark.parametrize("make", [ContextSource, indexed, RandomSource], ids=["context", "indexed", "random"])
+@each_regime
+def test_search_goes_on_until_k_or_the_store_is_exhausted(make, store):
+    passages = store(1)
+    batch = queries(2, passages)
+    n_allowed = torch.tensor(
+        [[(passages.labels[passages.entries()] != label).sum() for label in row] for row in batch["exclude"].tolist()]
+    )
+    for k in (3, passages.n_entries - 3, passages.n_entries + 5):
+        found = make(passages).search(**batch, k=k)
+        assert torch.equal(found.mask.sum(-1), n_allowed.clamp(max=k))
+
+
+@each_source
+@each_regime
+def test_other_rows_and_chunks_do_not_matter(make, store):
+    passages = store(3)
+    source = make(passages)
+    batch = queries(4, passages, batch=5)
+    whole = source.search(**batch, k=6)
+    source.chunk = 7
+    pieces = source.search(**batch, k=6)
+    assert torch.equal(pieces.ids, whole.ids)
+    assert torch.equal(pieces.scores, whole.scores)
+    for b in range(5):
+        row = source.search(**{name: value[b : b + 1] for name, value in batch.items()}, k=6)
+        assert torch.equal(row.ids[0], whole.ids[b])
+        assert torch.equal(row.scores[0], whole.scores[b])
+
+
+@each_source
+def test_neither_the_future_nor_another_document_is_seen(make):
+    passages = large_windows(5)
+    source = make(passages)
+    batch = queries(6, passages)
+    whole = source.search(**batch, k=5)
+    for t in range(batch["tokens"].shape[1]):
+        prefix = source.search(**{name: value[:, : t + 1] for name, value in batch.items()}, k=5)
+        assert torch.equal(prefix.ids[:, t], whole.ids[:, t])
+        assert torch.equal(prefix.scores[:, t], whole.scores[:, t])
+    foreign = batch["documents"] != batch["documents"][:, -1:]
+    assert foreign.any()
+    changed = torch.where(foreign, (batch["tokens"] + 1) % 6, batch["tokens"])
+    again = source.search(changed, 5, documents=batch["documents"], exclude=batch["exclude"])
+    assert torch.equal(again.ids[:, -1], whole.ids[:, -1])
+
+
+@each_source
+def test_a_context_is_cut_where_its_passage_is(make):
+    """The tokens before a passage do not change what its entries are found by."""
+    passages = large_windows(7)
+    tokens = passages.tokens.copy()
+    tokens[:17] = (tokens[:17] + 1) % 6  # another first passage
+    other = Passages(tokens, passages.offsets, passages.documents, vocab_size=6)
+    encoder = {} if make is not ContextSource else {"encoder": ContextSource(passages).encoder}
+    query = torch.from_numpy(tokens[17:34].astype(np.int64))[None]
+    exclude = torch.full_like(query, int(passages.documents[0]))
+    if passages.documents[1] == passages.documents[0] or make in (indexed, RandomSource):
+        return
+    one = make(passages, **encoder).search(query, 4, exclude=exclude)
+    assert torch.equal(one.ids, make(other, **encoder).search(query, 4, exclude=exclude).ids)
+
+
+@each_source
+def test_an_empty_store_and_an_empty_batch_return_nothing(make):
+    empty = Passages(np.zeros(0, np.uint16), np.zeros(1, np.int64), vocab_size=4)
+    lonely = Passages(np.zeros(3, np.uint16), np.array([0, 1, 2, 3]), vocab_size=4)  # tokens, but no entry
+    for passages in (empty, lonely):
+        found = make(passages).search(torch.tensor([[1, 2]]), 3)
+        assert not found.mask.any()
+        assert found.ids.shape == (1, 2, 3)
+    assert make(large_windows(1)).search(torch.zeros(0, 4, dtype=torch.long), 3).ids.shape == (0, 4, 3)
+
+
+@each_source
+def test_the_bill_is_seen_by_a_flop_counter(make):
+    source = make(large_documents(2))
+    with FlopCounterMode(display=False) as counter:
+        found = source.search(torch.tensor([[1, 2, 3]]), 4)
+    assert counter.get_total_flops() == found.flops
+    assert found.bytes > 0
+    assert source.build_seconds > 0
+
+
+@each_source
+def test_the_same_store_gives_the_same_answers_and_fingerprint(make):
+    one, again, other = make(large_windows(1)), make(large_windows(1)), make(large_windows(2))
+    batch = queries(1, one.passages)
+    assert torch.equal(one.search(**batch, k=5).ids, again.search(**batch, k=5).ids)
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    assert one.build_flops == again.build_flops
+
+
+@each_source
+def test_errors_say_what_is_wrong(make):
+    source = make(large_windows(1))
+    with pytest.raises(ValueError, match="vocabulary of 6"):
+        source.search(torch.tensor([[6]]), 1)
+    with pytest.raises(ValueError, match="k >= 1"):
+        source.search(torch.tensor([[1]]), 0)
+    with pytest.raises((ValueError, TypeCheckError), match="exclude"):
+        source.search(torch.tensor([[1]]), 1, exclude=torch.tensor([[1, 2]]))
+    with pytest.raises((ValueError, TypeCheckError), match="tokens"):
+        source.search(torch.tensor([[1.0]]), 1)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from mann import CausalAttention, Context, Memory, NGramMemory
+from tests.contracts import (
+    ALWAYS,
+    CONTRACTS,
+    Slot,
+    assert_memory,
+    assert_mixer,
+    exported_modules,
+    slot_of,
+)
+
+# Exported modules that fill no slot.
+NO_SLOT = {"Block", "LanguageModule", "NodeEncoder", "NodeModule", "Transformer"}
+EXPORTED = exported_modules()
+CASES = [
+    pytest.param(slot, contract, id=f"{name}-{contract.__name__}")
+    for name, cls in EXPORTED.items()
+    if name not in NO_SLOT and (slot := slot_of(cls)) is not None
+    for contract in CONTRACTS[slot.kind]
+]
+
+
+@pytest.mark.parametrize(("slot", "contract"), CASES)
+def test_contract(slot: Slot, contract: Callable[[Slot], None]):
+    contract(slot)
+
+
+def test_every_export_is_enrolled():
+    left_out = [name for name, cls in EXPORTED.items() if name not in NO_SLOT and slot_of(cls) is None]
+    assert not left_out, (
+        f"{left_out} fill no slot that the contracts know: build and call them as the others, "
+        "or list them in NO_SLOT here if they fill none"
+    )
+    kinds = {slot.kind for cls in EXPORTED.values() if (slot := slot_of(cls)) is not None}
+    assert kinds == set(CONTRACTS)
+
+
+class Echo(Memory):
+    """Adds what ``look`` makes of the states; a memory as a user might write it.
+
+    Args:
+        d_model: Width.
+        look: What it looks at.
+
+    Shapes:
+        input and output: ``[batch, time, width]``.
+
+    Reference:
+        None.
+    """
+
+    def __init__(self, d_model: int, look: Callable[[torch.Tensor, Context], torch.Tensor]) -> None:
+        super().__init__()
+        self.look = look
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x, context):
+        return self.out(self.look(x, context))
+
+
+def itself(x, context):
+    return x.tanh()
+
+
+def later(x, context):
+    return torch.cat([x[:, 1:], x[:, :1]], 1)
+
+
+def earlier(x, context):
+    return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+
+
+def whole_row(x, context):
+    return x - x.mean(1, keepdim=True)
+
+
+def later_tokens(x, context):
+    return x * (context.tokens.roll(-1, 1) % 2)[..., None]
+
+
+def unpriced(x, context):
+    return torch.special.airy_ai(x)
+
+
+def test_a_sound_memory_passes():
+    assert_memory(partial(Echo, look=itself))
+
+
+@pytest.mark.parametrize(
+    ("look", "broken"),
+    [
+        (later, {"sees_no_future", "keeps_its_prefix", "keeps_documents_apart"}),
+        (earlier, {"keeps_documents_apart"}),
+        (whole_row, {"sees_no_future", "keeps_its_prefix", "keeps_documents_apart"}),
+        (later_tokens, {"keeps_its_prefix", "keeps_documents_apart"}),
+        (unpriced, {"has_a_price"}),
+    ],
+    ids=lambda value: value.__name__ if inspect.isfunction(value) else "",
+)
+def test_the_contracts_catch(look, broken):
+    slot, caught = Slot("memory", partial(Echo, look=look)), set()
+    for contract in ALWAYS:
+        try:
+            contract(slot)
+        except (AssertionError, NotImplementedError, RuntimeError):
+            caught.add(contract.__name__)
+    assert broken <= caught
+    assert caught <= broken | {"trains_every_parameter", "has_a_price"}
+
+
+def test_the_contracts_catch_an_open_gate_and_shared_weights():
+    class Open(Echo):
+        def __init__(self, d_model):
+            super().__init__(d_model, itself)
+            nn.init.ones_(self.out.weight)
+
+    with pytest.raises(AssertionError):
+        CONTRACTS["memory"][0](Slot("memory", Open))
+    shared = nn.Parameter(torch.zeros(4))
+
+    class Shared(Echo):
+        def __init__(self, d_model):
+            super().__init__(d_model, itself)
+            self.weight = shared
+
+    shares_nothing = next(contract for contract in ALWAYS if contract.__name__ == "shares_nothing")
+    with pytest.raises(AssertionError):
+        shares_nothing(Slot("memory", Shared))
+
+
+@pytest.mark.parametrize("block", [7, 40, 200])
+def test_attention_keeps_the_contracts_in_any_block(block):
+    assert_mixer(partial(CausalAttention, block=block))
+
+
+@pytest.mark.parametrize("settings", [{"orders": (1,)}, {"orders": (3, 2), "n_heads": 1}, {"sparse": False}], ids=str)
+def test_ngram_keeps_the_contracts_in_any_setting(settings):
+    assert_memory(partial(NGramMemory, n_rows=32, **settings))
