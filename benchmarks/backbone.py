@@ -80,6 +80,9 @@ def x_transformers(vocab_size: int, d_model: int, n_layers: int, n_heads: int) -
         from x_transformers import Decoder, TransformerWrapper
     except ImportError:
         return None
+    from loguru import logger  # its own dependency, through which it comments on narrow heads
+
+    logger.disable("x_transformers")
     layers = Decoder(
         dim=d_model,
         depth=n_layers,
@@ -146,7 +149,10 @@ def contestants(vocab_size: int, d_model: int, n_layers: int, n_heads: int, bf16
             bf16,
         )
     ]
-    for name, model in (("x-transformers", x_transformers(*size)), ("plain SDPA decoder", PlainDecoder(*size))):
+    for name, model in (
+        ("x-transformers", x_transformers(*size)),
+        ("plain SDPA decoder", PlainDecoder(*size)),
+    ):
         if model is not None:
 
             def loss(tokens: Tensor, targets: Tensor, model: nn.Module = model) -> Tensor:
@@ -171,7 +177,10 @@ def race(entrants: list[Contestant], data: tuple[Tensor, Tensor], repeats: int, 
                 entrant.step(*data)
             # One figure a turn: the mean of its steps.
             for key, values in entrant.seconds.items():
-                entrant.seconds[key] = [*kept.get(key, []), statistics.fmean(values[len(kept.get(key, [])) :])]
+                entrant.seconds[key] = [
+                    *kept.get(key, []),
+                    statistics.fmean(values[len(kept.get(key, [])) :]),
+                ]
             if turn == 0:
                 entrant.seconds.clear()
 
@@ -301,9 +310,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tune_allocator()
     rows = [
-        line
-        for part in (training_steps, whole_steps, lightning_overhead)
-        for line in part(arguments.repeats)
+        line for part in (training_steps, whole_steps, lightning_overhead) for line in part(arguments.repeats)
     ]
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

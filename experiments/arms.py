@@ -16,6 +16,10 @@ from retrieval import ContextSource, Passages, RandomSource, Source, SuffixSourc
 NO_STORE, SAME_TOKENS, WHOLE_CORPUS = "none", "same tokens", "whole corpus"
 
 
+def _default_slots(n_layers: int, source: Source | None) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to fill the slots of the transformer.
@@ -30,7 +34,7 @@ class Arm:
     """
 
     name: str
-    slots: Callable[[int, Source | None], dict[str, Any]] = lambda n_layers, source: {}
+    slots: Callable[[int, Source | None], dict[str, Any]] = _default_slots
     source: Callable[[Passages], Source] | None = None
     control: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)

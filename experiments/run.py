@@ -42,12 +42,12 @@ DEFAULTS: dict[str, Any] = {
     "warmup": 0.03,
     "decay": 0.6,
     "precision": "bf16-mixed",
-    "evaluation_tokens": 131_072,
+    "evaluation_tokens": 65_536,
     # Also report the model mixed with count n-grams over the same tokens, and over the whole corpus.
     "counts": False,
 }
 # What an arm with a store keeps back for building and searching it; what is left over stays unspent.
-STORE_SHARE = 0.15
+STORE_SHARE = {NO_STORE: 0.0, SAME_TOKENS: 0.01, WHOLE_CORPUS: 0.1}
 # Numbers of windows are rounded down to a grid of eight per octave, so that arms of similar cost share one store.
 GRID = 8
 
@@ -140,7 +140,7 @@ class _Execution:
         batch, length = self.settings["batch"], self.settings["time"]
         stored = self.arm.source is not None
         sample = self._count_step(self._source(batch))
-        affordable = int(self.run.budget * (1 - STORE_SHARE * stored) / sample.flops) * batch
+        affordable = int(self.run.budget * (1 - STORE_SHARE[self.run.regime]) / sample.flops) * batch
         if affordable < batch:
             raise RunError(
                 f"a budget of {self.run.budget:.3g} FLOPs is less than one step of {self.run.label()} "

@@ -42,6 +42,7 @@ class Study:
         reach: Budgets only dense runs at, below and above the others, so that multipliers on both sides of 1
             can be read off the frontier.
         best_width: What tuning found, by budget; others take the one of the nearest budget.
+        settings: Changes to :data:`experiments.run.DEFAULTS`, for every run.
         sized: Settings that go with a width, for every arm.
         tuned: What tuning found, by arm, regime and width, over all other settings; a width nobody tuned an arm at
             takes what was found at the nearest.
@@ -62,6 +63,7 @@ class Study:
     control_seeds: int = 1
     reach: Sequence[float] = ()
     best_width: Mapping[float, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     sized: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     tuned: Mapping[tuple[str, str, int], Mapping[str, Any]] = field(default_factory=dict)
     name: str = ""
@@ -123,6 +125,7 @@ class Study:
             seeds=tuple(self.seeds)[:1],
             whole_corpus=(),
             controls=(),
+            settings={**self.settings, "evaluation_tokens": 32_768},
         )
 
     def width_at(self, budget: float) -> int:
@@ -167,23 +170,24 @@ class Study:
         name, regime, seed, width, budget = place
         arm = self.arm_table[name]
         # Everything goes into the run, defaults too: a changed default is another run, not a finished one.
-        settings = (
-            DEFAULTS | dict(arm.settings) | dict(self.sized.get(width, {})) | self._found(name, regime, width)
-        )
+        settings = DEFAULTS | dict(self.settings) | dict(arm.settings)
+        settings |= dict(self.sized.get(width, {})) | self._found(arm, regime, width)
         # Mixed with counts is what to beat, at the places where arms are compared.
         compared = not arm.control and budget in self.budgets and width == self.width_at(budget)
         settings |= {"counts": compared}
         return Run(self.name, name, regime, seed, width, budget, settings)
 
-    def _found(self, arm: str, regime: str, width: int) -> dict[str, Any]:
-        widths = [known for name, kind, known in self.tuned if (name, kind) == (arm, regime)]
+    def _found(self, arm: Arm, regime: str, width: int) -> dict[str, Any]:
+        place = arm.name, NO_STORE if arm.source is None else regime
+        widths = [known for name, kind, known in self.tuned if (name, kind) == place]
         if not widths:
             return {}
         nearest = min(widths, key=lambda known: abs(math.log(known / width)))
-        return dict(self.tuned[arm, regime, nearest])
+        return dict(self.tuned[*place, nearest])
 
     def _regime(self, arm: Arm) -> str:
-        return NO_STORE if arm.source is None else SAME_TOKENS
+        # A memory without a store knows what it was trained on, which is the same question.
+        return NO_STORE if arm.name == DENSE else SAME_TOKENS
 
     def _arm(self, arm: str | Arm) -> Arm:
         return arm if isinstance(arm, Arm) else arm_named(arm, ARMS)
@@ -216,8 +220,8 @@ class StudyWorkspace(Workspace):
         return _workspace, (self.study, self.spec, self.out, self.cache, self.wandb)
 
 
-def _workspace(study: str, *parts: Any) -> Workspace:
-    return Workspace(*parts, load_study(study).arm_table)
+def _workspace(study: str, spec: CorpusSpec, out: Path, cache: Path, wandb: Any) -> Workspace:
+    return Workspace(spec, out, cache, wandb, load_study(study).arm_table)
 
 
 def load_study(name: str) -> Study:

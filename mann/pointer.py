@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mann.context import Context
@@ -53,20 +53,20 @@ class PointerReadout(Readout):
         nn.init.normal_(self.answers.weight, std=d_pointer**-0.5)
         nn.init.zeros_(self.query.weight)
         nn.init.zeros_(self.sink.weight)
+        # One row is no matrix to make orthogonal.
+        self.sink.weight.role = "scalar"  # type: ignore[attr-defined]
         nn.init.constant_(self.sink.bias, 3.0)
 
     def log_weights(
         self, x: Float[Tensor, "batch time width"], context: Context
-    ) -> tuple[
-        Float[Tensor, "batch time sink_and_k"], Int[Tensor, "batch time k"], Bool[Tensor, "batch time k"]
-    ]:
-        """Logarithms of the mixture weights (the last one is the vocabulary's), answers, and which of them exist."""
+    ) -> tuple[Float[Tensor, "batch time k_and_sink"], Int[Tensor, "batch time k"]]:
+        """Log mixture weights, -inf where there is no neighbour and the vocabulary's last; and the answers."""
         neighbors = context.retrieve(self.source, self.k)
         answers = self.source.passages.window(neighbors.ids, 0, 1)[..., 1]
         query = self.query(x)
         match = torch.matmul(self.answers.weight.to(query.dtype)[answers], query[..., None]).squeeze(-1)
         logits = torch.cat([match.float() + self.score(neighbors), self.sink(x).float()], -1)
-        return torch.log_softmax(logits, -1), answers, neighbors.mask
+        return torch.log_softmax(logits, -1), answers
 
     def forward(
         self,
@@ -74,7 +74,7 @@ class PointerReadout(Readout):
         context: Context,
         targets: Int[Tensor, "batch time"] | None = None,
     ) -> Tensor:
-        log_weights, answers, mask = self.log_weights(x, context)
+        log_weights, answers = self.log_weights(x, context)
         if targets is None:
             log_p = self.softmax(x, context) + log_weights[..., -1:]
             pointed = torch.zeros_like(log_p).scatter_add(-1, answers, log_weights[..., :-1].exp())
@@ -82,7 +82,7 @@ class PointerReadout(Readout):
             log_pointed = pointed.clamp(min=tiny).log().masked_fill(pointed < tiny, float("-inf"))
             return torch.logaddexp(log_p, log_pointed)
         nll = self.softmax(x, context, targets)
-        hits = (answers == targets[..., None]) & mask
+        hits = answers == targets[..., None]
         pointed = log_weights[..., :-1].masked_fill(~hits, float("-inf"))
         mixed = -torch.logsumexp(torch.cat([pointed, log_weights[..., -1:] - nll[..., None]], -1), -1)
         return mixed.masked_fill(targets == IGNORE, 0.0)

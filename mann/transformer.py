@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
-
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -19,7 +17,9 @@ from retrieval import Neighbors
 
 
 class Block(nn.Module):
-    r"""One layer: :math:`x \leftarrow x + \text{mixer}(\hat x)`, then :math:`x \leftarrow x + \text{feedforward}(\hat x)`.
+    r"""One layer of the backbone, each part of it a slot.
+
+    .. math:: x \leftarrow x + \mathrm{mixer}(\hat x), \qquad x \leftarrow x + \mathrm{feedforward}(\hat x)
 
     Args:
         d_model: Width of the residual stream.

@@ -15,10 +15,17 @@ from retrieval.encoder import ContextEncoder
 from retrieval.neighbors import Neighbors
 from retrieval.passages import Passages
 from retrieval.runtime import faiss
-from retrieval.source import Source, stored_context
+from retrieval.source import Source
 from retrieval.work import Work, counted_search, search_work
 
 __all__ = ["ContextSource"]
+
+
+# Queries in one call: what it needs to score their shortlists stays in cache.
+_ROWS = 1024
+
+# Sorts behind every neighbour.
+_NOTHING = np.iinfo(np.int64).max
 
 
 class ContextSource(Source):
@@ -50,8 +57,8 @@ class ContextSource(Source):
         encoder: ContextEncoder | None = None,
         *,
         clusters: Sequence[int] | None = None,
-        scan: int = 4096,
-        shortlist: int = 128,
+        scan: int = 2048,
+        shortlist: int = 96,
     ) -> None:
         begin = time.perf_counter()
         self.passages = passages
@@ -60,10 +67,14 @@ class ContextSource(Source):
             raise ValueError(
                 f"an encoder of {self.encoder.vocab_size} tokens cannot read passages of {passages.vocab_size}"
             )
+        if len(passages) >= 2**31:
+            raise ValueError("ContextSource holds fewer than 2^31 tokens; split the passages over several sources")
         self.depth = self.encoder.depth
         self.scan, self.shortlist = scan, shortlist
-        self._entries = passages.entries().astype(np.int32 if len(passages) < 2**31 else np.int64)
-        self._padded = np.concatenate([np.zeros(self.depth - 1, passages.tokens.dtype), passages.tokens])
+        self._entries = passages.entries().astype(np.int32)
+        self._none = int(self.encoder.rows(np.array([-1]))[0])
+        self._rows = np.zeros(len(passages) + self.depth - 1, np.uint16)
+        self._rows[self.depth - 1 :] = self.encoder.rows(passages.tokens)
         age = np.arange(len(passages), dtype=np.int64)
         age -= np.repeat(passages.offsets[:-1], np.diff(passages.offsets))
         self._age = np.minimum(age, self.depth - 1).astype(np.uint8)
@@ -151,89 +162,133 @@ class ContextSource(Source):
 
     def _context(self, positions: np.ndarray, depth: int) -> np.ndarray:
         """The last tokens at stored positions, most recent first, -1 outside the passage."""
-        if len(positions) < 1024:
-            return stored_context(self.passages, positions, depth)
+        tokens, age = self.passages.tokens, self._age[positions]
         found = np.empty((len(positions), depth), np.int32)
-        age = self._age[positions]
         for j in range(depth):
-            column = self._padded[positions + (self.depth - 1 - j)].astype(np.int32)
-            found[:, j] = np.where(age >= j, column, -1)
+            found[:, j] = np.where(age >= j, tokens[np.maximum(positions - j, 0)].astype(np.int32), -1)
         return found
 
     def find(self, context: Int[np.ndarray, "n depth"], k: int, exclude: Int[np.ndarray, " n"]) -> Neighbors:
         """See :meth:`Source.search`."""
         n = len(context)
-        scores, ids = np.zeros((n, k), np.float32), np.full((n, k), -1, np.int64)
+        best = np.full((n, k), _NOTHING)
         rows, work = np.arange(n), Work()
         if self._index is not None:
             kept = max(self.shortlist, 2 * k)
-            for wide in (False, True):
-                step = 2048 if not wide else 64
-                for i in range(0, len(rows), step):
-                    at = rows[i : i + step]
-                    scores[at], ids[at], cost = self._approximate(context[at], k, exclude[at], kept, wide)
-                    work += cost
-                rows = rows[ids[rows, -1] < 0]
-                kept *= 4
+            for i in range(0, n, _ROWS):
+                at = slice(i, min(i + _ROWS, n))
+                cells = self._cells.nearest(context[at])
+                best[at], cost = self._approximate(context[at], k, exclude[at], cells, self.scan, kept)
+                work += cost
+            # Few are left: those whose shortlist the excluded document had filled. FAISS leaves it out for them.
+            for choose, scan in ((self._cells.nearest, 16 * self.scan), (self._cells.alike, len(self._entries))):
+                rows = np.flatnonzero(best[:, -1] == _NOTHING)
+                for document in np.unique(exclude[rows]):
+                    selector = self._others(int(document))
+                    of_document = rows[exclude[rows] == document]
+                    for i in range(0, len(of_document), _ROWS // 16):
+                        at = of_document[i : i + _ROWS // 16]
+                        best[at], cost = self._approximate(
+                            context[at], k, exclude[at], choose(context[at]), scan, kept, selector
+                        )
+                        work += cost
+            rows = np.flatnonzero(best[:, -1] == _NOTHING)
         for row in rows:
-            scores[row], ids[row], cost = self._exact(context[row], k, int(exclude[row]))
+            best[row], cost = self._exact(context[row], k, int(exclude[row]))
             work += cost
+        scores, ids = _unpacked(best)
         return Neighbors.of(torch.from_numpy(scores), torch.from_numpy(ids), flops=work.flops, bytes=work.bytes)
 
+    def _others(self, document: int) -> faiss.IDSelector | None:
+        """What FAISS may return to a query that must not see a document."""
+        own = self.passages.positions(document)
+        if not len(own):
+            return None
+        if len(own) == own[-1] + 1 - own[0]:
+            inner = faiss.IDSelectorRange(int(own[0]), int(own[-1]) + 1)
+        else:
+            inner = faiss.IDSelectorBatch(own)
+        return faiss.IDSelectorNot(inner)
+
     def _approximate(
-        self, context: np.ndarray, k: int, exclude: np.ndarray, kept: int, wide: bool
-    ) -> tuple[np.ndarray, np.ndarray, Work]:
+        self,
+        context: np.ndarray,
+        k: int,
+        exclude: np.ndarray,
+        cells: np.ndarray,
+        scan: int,
+        kept: int,
+        selector: faiss.IDSelector | None = None,
+    ) -> tuple[np.ndarray, Work]:
+        """The best of what stands in the first of the given cells, until ``scan`` entries have been looked at."""
         encoder, index, n = self.encoder, self._index, len(context)
-        cells = self._cells.alike(context) if wide else self._cells.nearest(context)
-        scan = 8 * self.scan if wide else self.scan
         sizes = self._sizes[cells]
-        before = np.cumsum(sizes, axis=1) - sizes
-        visit = (before < scan) & (sizes > 0)
+        visit = (sizes > 0) & (np.cumsum(sizes, axis=1) - sizes < scan)
         width = max(1, int(visit.sum(1).max()))
         first = np.argsort(~visit, axis=1, kind="stable")[:, :width]
         lists = np.where(np.take_along_axis(visit, first, 1), np.take_along_axis(cells, first, 1), -1)
+        parameters = faiss.SearchParametersIVF(nprobe=width)
+        if selector is not None:
+            parameters.sel = selector
+        ids, found = np.empty((n, kept), np.int64), np.empty((n, kept), np.float32)
+        sketch, lists = encoder.sketch(context), np.ascontiguousarray(lists)
+        far = np.zeros(lists.shape, np.float32)
         with counted_search() as visits:
-            index.nprobe = width
-            _, ids = index.search_preassigned(
-                encoder.sketch(context), kept, np.ascontiguousarray(lists), np.zeros(lists.shape, np.float32)
+            index.search_preassigned_c(
+                n,
+                faiss.swig_ptr(sketch),
+                kept,
+                *(faiss.swig_ptr(array) for array in (lists, far, found, ids)),
+                False,
+                parameters,
             )
         work = search_work(index, n, kept, visits, coarse=False)
-        scores = self._score(context, ids, exclude)
-        best = np.lexsort((ids, -scores))[:, :k]
-        scores, ids = np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
         work += Work(
             encoder.sketch_flops(n) + n * self._cells.nearest_flops + encoder.kernel_flops(n * kept),
             4 * n * encoder.depth * encoder.width + 8 * cells.size + 8 * encoder.depth * n * kept,
         )
-        return scores, np.where(scores > -np.inf, ids, -1), work
+        return self._score(context, ids, exclude, k), work
 
-    def _score(self, context: np.ndarray, ids: np.ndarray, exclude: np.ndarray) -> np.ndarray:
+    def _score(self, context: np.ndarray, ids: np.ndarray, exclude: np.ndarray, k: int) -> np.ndarray:
+        """The ``k`` best of each query's candidates, as sortable words; those that do not count at the end."""
         safe = np.maximum(ids, 0)
+        stored = np.lib.stride_tricks.sliding_window_view(self._rows, self.depth)[safe]
         age = self._age[safe]
-        tokens = [
-            np.where(age >= j, self._padded[safe + (self.depth - 1 - j)].astype(np.int32), -1)
-            for j in range(self.depth)
-        ]
-        scores = self.encoder.kernel(context, tokens)
-        scores[(ids < 0) | (self.passages.labels[safe] == exclude[:, None])] = -np.inf
-        return scores
+        row, column = np.nonzero(age < self.depth - 1)
+        early = stored[row, column]
+        early[np.arange(self.depth) < self.depth - 1 - age[row, column, None]] = self._none
+        stored[row, column] = early
+        scores = self.encoder.kernel(self.encoder.rows(context), stored)
+        words = _words(scores, ids)
+        words[(ids < 0) | (self.passages.labels[safe] == exclude[:, None])] = _NOTHING
+        if words.shape[1] > 4 * k:
+            words = np.partition(words, k - 1, axis=1)[:, :k]
+        words.sort(axis=1)
+        return words[:, :k]
 
-    def _exact(self, context: np.ndarray, k: int, exclude: int) -> tuple[np.ndarray, np.ndarray, Work]:
-        scores, ids = np.zeros(0, np.float32), np.zeros(0, np.int64)
+    def _exact(self, context: np.ndarray, k: int, exclude: int) -> tuple[np.ndarray, Work]:
+        best = np.zeros((1, 0), np.int64)
         for i in range(0, len(self._entries), 1 << 16):
-            block = self._entries[i : i + (1 << 16)].astype(np.int64)
-            found = self._score(context[None], block[None], np.array([exclude]))[0]
-            allowed = found > -np.inf
-            scores, ids = np.concatenate([scores, found[allowed]]), np.concatenate([ids, block[allowed]])
-            best = np.lexsort((ids, -scores))[:k]
-            scores, ids = scores[best], ids[best]
-        missing = k - len(ids)
+            block = self._entries[None, i : i + (1 << 16)].astype(np.int64)
+            found = self._score(context[None], block, np.array([exclude]), k)
+            best = np.sort(np.concatenate([best, found], axis=1), axis=1)[:, :k]
         n = len(self._entries)
-        return (
-            np.pad(scores, (0, missing)),
-            np.pad(ids, (0, missing), constant_values=-1),
-            Work(self.encoder.kernel_flops(n), n * self.depth * 8),
-        )
+        best = np.pad(best[0], (0, k - best.shape[1]), constant_values=_NOTHING)
+        return best, Work(self.encoder.kernel_flops(n), n * self.depth * 8)
+
+
+def _words(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Integers in the order (score descending, id ascending): the bits of a float, made monotone, before the id."""
+    bits = scores.view(np.int32)
+    bits = bits ^ ((bits >> 31) & np.int32(2**31 - 1))
+    return (~bits.astype(np.int64) << 32) | ids
+
+
+def _unpacked(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and ids of words, -1 where there is nothing."""
+    bits = ~(words >> 32).astype(np.int32)
+    scores = (bits ^ ((bits >> 31) & np.int32(2**31 - 1))).view(np.float32)
+    return scores, np.where(words == _NOTHING, -1, words & (2**32 - 1))
 
 
 def _clusters(n: int) -> tuple[int, int, int]:

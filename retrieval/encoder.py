@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from retrieval.passages import Passages
 
@@ -46,7 +46,7 @@ class ContextEncoder:
         ValueError: If a parameter is out of range.
     """
 
-    # Beyond this many tokens the rarest count by identity alone: the table of similarities is square.
+    # The table of similarities is square: beyond this many tokens, the rarest resemble nothing.
     table_size = 4096
 
     def __init__(
@@ -56,7 +56,7 @@ class ContextEncoder:
         depth: int = 10,
         decay: float = 0.55,
         blend: float = 0.5,
-        width: int = 16,
+        width: int = 24,
         rank: int = 24,
         seed: int = 0,
     ) -> None:
@@ -162,24 +162,28 @@ class ContextEncoder:
         """Operations of ``n`` sketches."""
         return n * self.width * (self.depth - 3)
 
+    def rows(self, tokens: Integer[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+        """Rows of the table of similarities; a negative token, none, has a row of its own."""
+        return self._row[tokens]
+
     def kernel(
-        self, queries: Int[np.ndarray, "n depth"], contexts: Sequence[Int[np.ndarray, "n m"]]
+        self, queries: Int[np.ndarray, "n depth"], stored: Integer[np.ndarray, "n m depth"]
     ) -> Float[np.ndarray, "n m"]:
-        r""":math:`k` of each query and its own ``m`` contexts, exactly; two operations a token.
+        r""":math:`k` of each query and its own ``m`` stored contexts, exactly; two operations a token.
+
+        The sum runs place by place, so a score does not depend on what else is computed with it.
 
         Args:
-            queries: Contexts, most recent token first, -1 where there is none.
-            contexts: For each place, the tokens there of the contexts to compare with.
+            queries: Contexts as :meth:`rows`, most recent token first.
+            stored: The contexts to compare with, as :meth:`rows`, most recent token *last*, as they lie in the text.
         """
         flat, width = self._table.reshape(-1), self._table.shape[1]
-        score = np.zeros(contexts[0].shape, np.float32)
-        large = self.vocab_size > self.table_size
+        score = np.zeros(stored.shape[:2], np.float32)
+        similar, at = np.empty_like(score), np.empty(score.shape, np.int32)
+        base = queries.astype(np.int32) * np.int32(width)
         for j in range(self.depth):
-            mine, other = queries[:, j, None], contexts[j]
-            similar = flat.take(self._row[mine] * np.int64(width) + self._row[other])
-            if large:
-                rare = (mine == other) & (self._row[mine] == width - 1) & (mine >= 0)
-                similar += np.float32(1 - self.blend) * rare
+            np.add(base[:, j, None], stored[:, :, self.depth - 1 - j], out=at)
+            flat.take(at, out=similar, mode="clip")  # without "clip" numpy would go through a copy
             similar *= self.weights[j]
             score += similar
         return score

@@ -86,6 +86,12 @@ class Passages:
         small = not len(self.documents) or self.documents.max() < 2**31
         return np.repeat(self.documents.astype(np.int32 if small else np.int64), np.diff(self.offsets))
 
+    def positions(self, document: int) -> np.ndarray:
+        """Positions of all tokens of a document, ascending, int64."""
+        which = np.flatnonzero(self.documents == document)
+        parts = [np.arange(self.offsets[j], self.offsets[j + 1]) for j in which]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
     def starts(self, positions: np.ndarray) -> np.ndarray:
         """First position of the passage around each position."""
         return self.offsets[np.searchsorted(self.offsets, positions, side="right") - 1]

@@ -15,7 +15,7 @@ from retrieval.neighbors import Neighbors
 from retrieval.passages import Passages
 from retrieval.search import enroll, run_search
 
-__all__ = ["Source", "query_context", "stored_context"]
+__all__ = ["Source", "query_context"]
 
 
 class Source(ABC):
@@ -129,11 +129,3 @@ def query_context(
     found = np.take_along_axis(tokens[:, :, None], np.maximum(at, 0), axis=1)
     return np.where(at >= start[:, :, None], found, -1)
 
-
-def stored_context(
-    passages: Passages, positions: Int[np.ndarray, " n"], depth: int
-) -> Int[np.ndarray, "n {depth}"]:
-    """The last ``depth`` tokens at stored positions, most recent first, -1 before the passage begins."""
-    at = positions[:, None] - np.arange(depth)
-    inside = at >= passages.starts(positions)[:, None]
-    return np.where(inside, passages.tokens[np.maximum(at, 0)].astype(np.int64), -1)

@@ -21,6 +21,9 @@ __all__ = ["SuffixSource"]
 # Of the matches of one length, this many times k are looked at before turning to shorter ones.
 _CANDIDATES = 4
 
+# Sorts behind every neighbour.
+_NOTHING = np.iinfo(np.int64).max
+
 
 @dataclass(frozen=True)
 class _Level:
@@ -118,72 +121,105 @@ class SuffixSource(Source):
         places = np.sort((rank.astype(np.int64) << 32) | np.arange(n)) & (2**32 - 1)
         return levels, entries[places].astype(np.int32), moved
 
-    def _ranks(
-        self, level: int, context: np.ndarray, start: int, length: int
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Half-open range of ranks at a level whose first ``length`` tokens are ``context[:, start:]``; and bytes."""
-        at = self._levels[level]
-        price = len(context) * 8 * max(1, math.ceil(math.log2(len(at.keys) + 1)))
+    def _ranges(self, context: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Where in the sorted store the entries stand that match 1, 2, ... tokens or more; and bytes."""
+        n = len(context)
+        known = (context >= 0).sum(1)
+        ranks = np.zeros((self.depth + 1, 2, n), np.int32)  # half-open, at the narrowest level that tells them
+        # Neighbouring keys share the path of a binary search, so ask in sorted order.
+        key = self._key(context, min(self._unit, self.depth))
+        order = np.argsort(key)
+        moved, level, follows = 0, 0, np.zeros(0, bool)
+        low, high = np.zeros((2, n, self.depth + 1), np.int64)
+        for length in range(1, self.depth + 1):
+            at = self._levels[level]
+            if length > at.width:
+                level, at = level + 1, self._levels[level + 1]
+                follows = self._follows(context, at.width // 2)
+            if level == 0:
+                rows = order[known[order] >= length]
+                step = self._base ** (self._unit - length)
+                wanted = key[rows] // step * step
+                found = np.searchsorted(at.keys, wanted), np.searchsorted(at.keys, wanted + step)
+            else:
+                rows = order[(known[order] >= length) & (ranks[length - 1, 1] > ranks[length - 1, 0])[order]]
+                half = at.width // 2
+                older = self._older(context, ranks, rows, follows[rows], level, length - half)
+                prefix = ranks[half, 0, rows].astype(np.int64) << 32
+                found = np.searchsorted(at.keys, prefix | older[0]), np.searchsorted(at.keys, prefix | older[1])
+            ranks[length, :, rows] = np.stack(found, axis=1)
+            low[rows, length - 1], high[rows, length - 1] = at.first[found[0]], at.first[found[1]]
+            # Beyond the first level the older part of the context is looked up as well.
+            moved += 8 * (2 if level == 0 else 4) * _probes(at.keys) * len(rows)
+        return low, high, moved
+
+    def _key(self, context: np.ndarray, length: int) -> np.ndarray:
+        """The last tokens as one number, most recent first; the place of a missing one is 0."""
+        key = np.zeros(len(context), np.int64)
+        for j in range(length):
+            key += (context[:, j] + 1) * self._base ** (self._unit - 1 - j)
+        return key
+
+    def _follows(self, context: np.ndarray, places: int) -> np.ndarray:
+        """Rows whose older tokens are the recent tokens of the row that many places before, as in running text."""
+        width = min(places, self.depth - places)
+        follows = np.zeros(len(context), bool)
+        if len(context) > places:
+            follows[places:] = (context[places:, places : places + width] == context[:-places, :width]).all(1)
+        return follows
+
+    def _older(
+        self, context: np.ndarray, ranks: np.ndarray, rows: np.ndarray, follows: np.ndarray, level: int, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks below a level of the older part of contexts, taken from the row that asked for it or searched for."""
+        half = self._levels[level].width // 2
+        low, high = ranks[length][:, np.maximum(rows - half, 0)]
+        own = next(i for i, at in enumerate(self._levels) if length <= at.width)
+        for between in self._levels[own + 1 : level]:
+            assert between.children is not None
+            low, high = between.children[low], between.children[high]
+        if not follows.all():
+            apart = np.flatnonzero(~follows)
+            part = np.ascontiguousarray(context[rows[apart], half : half + length])
+            low[apart], high[apart] = self._search(level - 1, part)
+        return low, high
+
+    def _search(self, level: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Half-open range of ranks at a level of the contexts that begin with all the given tokens."""
+        at, length = self._levels[level], part.shape[1]
         if level == 0:
-            powers = self._base ** np.arange(self._unit - 1, -1, -1, dtype=np.int64)
-            low = (context[:, start : start + length] + 1) @ powers[:length]
-            high = low + powers[length - 1]
-            return np.searchsorted(at.keys, low), np.searchsorted(at.keys, high), 2 * price
+            low = self._key(part, length)
+            high = low + self._base ** (self._unit - length)
+            return np.searchsorted(at.keys, low), np.searchsorted(at.keys, high)
         half = at.width // 2
-        low, high, below = self._ranks(level - 1, context, start, min(length, half))
+        low, high = self._search(level - 1, part[:, :half])
         if length <= half:
             assert at.children is not None
-            return at.children[low], at.children[high], below + 8 * len(context)
-        empty = high <= low
-        older_low, older_high, more = self._ranks(level - 1, context, start + half, length - half)
+            return at.children[low], at.children[high]
+        older = self._search(level - 1, part[:, half:])
         prefix = low.astype(np.int64) << 32
-        found = np.searchsorted(at.keys, prefix | older_low)
-        end = np.searchsorted(at.keys, prefix | older_high)
-        return found, np.where(empty, found, end), below + more + 2 * price
-
-    def _ranges(self, context: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Where in the sorted store the entries stand that match exactly 1, 2, ... tokens or more; and bytes."""
-        n = len(context)
-        low, high = np.zeros((2, n, self.depth + 1), np.int64)
-        known = (context >= 0).sum(1)
-        rows, moved, level = np.arange(n), 0, 0
-        for length in range(1, self.depth + 1):
-            rows = rows[known[rows] >= length]
-            if not len(rows):
-                break
-            if length > self._levels[level].width:
-                level += 1
-            start, end, price = self._ranks(level, context[rows], 0, length)
-            first = self._levels[level].first
-            low[rows, length - 1], high[rows, length - 1] = first[start], first[end]
-            moved += price
-            rows = rows[end > start]
-        return low, high, moved
+        found, end = np.searchsorted(at.keys, prefix | older[0]), np.searchsorted(at.keys, prefix | older[1])
+        return found, np.where(high > low, end, found)
 
     def find(self, context: Int[np.ndarray, "n depth"], k: int, exclude: Int[np.ndarray, " n"]) -> Neighbors:
         """See :meth:`Source.search`."""
         n = len(context)
-        # Neighbouring keys share the path of a binary search, so ask in sorted order.
-        order = np.lexsort(context[:, : min(3, self.depth)].T[::-1])
-        low, high, moved = self._ranges(context[order])
-        best = np.full((n, k), -1, np.int64)
+        low, high, moved = self._ranges(context)
+        best = np.full((n, k), _NOTHING)
         rows, wanted = np.arange(n), k + k // 2 * bool((exclude >= 0).any())
         while len(rows):
-            picked, looked = self._pick(low[rows], high[rows], wanted, k, exclude[order[rows]])
-            best[rows] = picked
+            best[rows], looked = self._pick(low[rows], high[rows], wanted, k, exclude[rows])
             moved += 8 * int(looked.sum())
-            short = (picked[:, -1] < 0) & (looked < (high - low)[rows, 0])
+            short = (best[rows, -1] == _NOTHING) & (looked < (high - low)[rows, 0])
             rows, wanted = rows[short], 4 * wanted
-        result = np.empty_like(best)
-        result[order] = best
-        ids = torch.from_numpy(result & (2**40 - 1))
-        length = torch.from_numpy(self.depth - (result >> 40))
-        return Neighbors.of(length.float(), torch.where(torch.from_numpy(result) < 0, -1, ids), bytes=moved)
+        ids = torch.from_numpy(np.where(best == _NOTHING, -1, best & (2**40 - 1)))
+        length = torch.from_numpy(self.depth - (best >> 40))
+        return Neighbors.of(length.float(), ids, bytes=moved)
 
     def _pick(
         self, low: np.ndarray, high: np.ndarray, wanted: int, k: int, exclude: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Up to ``k`` of ``wanted`` candidates, as sorted words (missing tokens, position), -1 at the end; and how
+        """Up to ``k`` of ``wanted`` candidates, as sorted words (missing tokens, position); and how
         many candidates each row had."""
         n = len(low)
         size = high - low
@@ -215,9 +251,12 @@ class SuffixSource(Source):
         kept = np.bincount(flat_row, minlength=n)
         ends = np.cumsum(kept[::-1])[::-1]
         place = np.arange(len(flat_row)) - (ends - kept)[flat_row]
-        best = np.full((n, k), np.iinfo(np.int64).max)
+        best = np.full((n, k), _NOTHING)
         use = place < k
         best[flat_row[use], place[use]] = word[use]
         best.sort(axis=1)
-        best[best == np.iinfo(np.int64).max] = -1
         return best, take.sum(1)
+
+
+def _probes(keys: np.ndarray) -> int:
+    return math.ceil(math.log2(len(keys) + 1))

@@ -1,12 +1,11 @@
 """What whatever fills a slot of the transformer must do.
 
 ``assert_memory(partial(MyMemory, rows=8))`` and its like run every contract of their slot on your own class. What
-``mann``, ``mann.memory`` or ``gnn`` exports is enrolled by ``tests/test_contracts.py`` without being named anywhere.
+``mann``, ``mann.memory`` or ``gnn`` exports is enrolled by ``tests/test_contracts.py``.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import io
 import re
@@ -39,9 +38,7 @@ def small_source(seed: int = 0) -> SuffixSource:
     )
 
 
-# What constructors may ask for by name: what they need, and sizes small enough to be quick.
 SOURCE = small_source()
-ARGUMENTS = {"source": SOURCE, "k": NEIGHBORS, "n_rows": 64}
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,9 @@ class Slot:
         if self.kind == "memory":
             settings: dict[str, Any] = {"memory": {LAYER: self.build}}
         elif self.kind == "reader":
-            settings = {"memory": {LAYER: partial(ExternalMemory, source=SOURCE, k=NEIGHBORS, reader=self.build)}}
+            settings = {
+                "memory": {LAYER: partial(ExternalMemory, source=SOURCE, k=NEIGHBORS, reader=self.build)}
+            }
         else:
             settings = {self.kind: self.build}
         torch.manual_seed(seed)
@@ -208,7 +207,9 @@ def keeps_documents_apart(slot: Slot) -> None:
         same = (model(changed, documents) == start).all(-1)
         assert not same[row, span].all()
         same[row, span] = True
-        assert same.all(), f"row {row}, tokens {span.start}..{span.stop} are heard at {(~same).nonzero().tolist()}"
+        assert same.all(), (
+            f"row {row}, tokens {span.start}..{span.stop} are heard at {(~same).nonzero().tolist()}"
+        )
         (grad,) = torch.autograd.grad((log_p * weight)[row, span].sum(), leaf[0], retain_graph=True)
         assert grad[row, span].any()
         grad[row, span] = 0
@@ -274,9 +275,7 @@ def shares_nothing(slot: Slot) -> None:
     """Two instances have no memory in common, and using one leaves the other as it was."""
     one, other, data = slot.trained(), slot.trained(), batch()
     kept = {name: value.clone() for name, value in other.state_dict().items() if isinstance(value, Tensor)}
-    places = [
-        {t.data_ptr() for t in [*m.parameters(), *m.buffers()] if t.numel()} for m in (one, other)
-    ]
+    places = [{t.data_ptr() for t in [*m.parameters(), *m.buffers()] if t.numel()} for m in (one, other)]
     assert not places[0] & places[1]
     before = other(data["tokens"])
     one.loss(**data).mean().backward()
@@ -311,7 +310,9 @@ def is_documented(slot: Slot) -> None:
     text = inspect.getdoc(slot.build.func if isinstance(slot.build, partial) else slot.build) or ""
     assert "Shapes:" in text
     assert "Args:" in text
-    assert slot.kind == "readout" or re.search(r"References?:|arxiv\.org", text), "name the paper under Reference:"
+    assert slot.kind == "readout" or re.search(r"References?:|arxiv\.org", text), (
+        "name the paper under Reference:"
+    )
 
 
 ALWAYS = (
@@ -364,36 +365,3 @@ def assert_feedforward(build: Callable[[int], nn.Module]) -> None:
 def assert_readout(build: Callable[[int, int], Readout]) -> None:
     """Every contract of the readout slot; ``build(d_model, vocab_size)``."""
     _assert("readout", build)
-
-
-def exported_modules() -> dict[str, type[nn.Module]]:
-    """Every concrete module that the libraries export, by name."""
-    found = {}
-    for library in ("mann", "mann.memory", "gnn"):
-        home = importlib.import_module(library)
-        for name in home.__all__:
-            thing = getattr(home, name)
-            if inspect.isclass(thing) and issubclass(thing, nn.Module) and not inspect.isabstract(thing):
-                found[name] = thing
-    return found
-
-
-def slot_of(cls: type[nn.Module]) -> Slot | None:
-    """The slot that a class fills, told from how it is built and called; ``None`` if none."""
-    called = list(inspect.signature(cls.forward).parameters)[1:]
-    built = list(inspect.signature(cls.__init__).parameters)[1:]
-    if issubclass(cls, Memory):
-        kind = "memory"
-    elif issubclass(cls, Readout):
-        kind = "readout"
-    elif called[:3] == ["x", "neighbors", "window"]:
-        kind = "reader"
-    elif called == ["x", "context"] and built[:2] == ["d_model", "n_heads"]:
-        kind = "mixer"
-    elif called == ["x"] and built[:1] == ["d_model"]:
-        kind = "feedforward"
-    else:
-        return None
-    # A reader sets its own number of neighbours apart from the source's, and its default must do.
-    given = {name: value for name, value in ARGUMENTS.items() if name in built and kind != "reader"}
-    return Slot(kind, partial(cls, **given))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -8,19 +9,56 @@ import pytest
 import torch
 from torch import nn
 
-from mann import CausalAttention, Context, Memory, NGramMemory
+from mann import CausalAttention, Context, Memory, NGramMemory, Readout
 from tests.contracts import (
     ALWAYS,
     CONTRACTS,
+    NEIGHBORS,
+    SOURCE,
     Slot,
     assert_memory,
     assert_mixer,
-    exported_modules,
-    slot_of,
 )
 
+# What constructors may ask for by name: what they need, and sizes small enough to be quick.
+ARGUMENTS = {"source": SOURCE, "k": NEIGHBORS, "n_rows": 64}
 # Exported modules that fill no slot.
 NO_SLOT = {"Block", "LanguageModule", "NodeEncoder", "NodeModule", "Transformer"}
+
+
+def exported_modules() -> dict[str, type[nn.Module]]:
+    """Every concrete module that the libraries export, by name."""
+    found = {}
+    for library in ("mann", "mann.memory", "gnn"):
+        home = importlib.import_module(library)
+        for name in home.__all__:
+            thing = getattr(home, name)
+            if inspect.isclass(thing) and issubclass(thing, nn.Module) and not inspect.isabstract(thing):
+                found[name] = thing
+    return found
+
+
+def slot_of(cls: type[nn.Module]) -> Slot | None:
+    """The slot that a class fills, told from how it is built and called; ``None`` if none."""
+    called = list(inspect.signature(cls.forward).parameters)[1:]
+    built = list(inspect.signature(cls.__init__).parameters)[1:]
+    if issubclass(cls, Memory):
+        kind = "memory"
+    elif issubclass(cls, Readout):
+        kind = "readout"
+    elif called[:3] == ["x", "neighbors", "window"]:
+        kind = "reader"
+    elif called == ["x", "context"] and built[:2] == ["d_model", "n_heads"]:
+        kind = "mixer"
+    elif called == ["x"] and built[:1] == ["d_model"]:
+        kind = "feedforward"
+    else:
+        return None
+    # A reader sets its own number of neighbours apart from the source's, and its default must do.
+    given = {name: value for name, value in ARGUMENTS.items() if name in built and kind != "reader"}
+    return Slot(kind, partial(cls, **given))
+
+
 EXPORTED = exported_modules()
 CASES = [
     pytest.param(slot, contract, id=f"{name}-{contract.__name__}")
@@ -144,6 +182,8 @@ def test_attention_keeps_the_contracts_in_any_block(block):
     assert_mixer(partial(CausalAttention, block=block))
 
 
-@pytest.mark.parametrize("settings", [{"orders": (1,)}, {"orders": (3, 2), "n_heads": 1}, {"sparse": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"orders": (1,)}, {"orders": (3, 2), "n_heads": 1}, {"sparse": False}], ids=str
+)
 def test_ngram_keeps_the_contracts_in_any_setting(settings):
     assert_memory(partial(NGramMemory, n_rows=32, **settings))

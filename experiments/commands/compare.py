@@ -105,8 +105,8 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     again = shlex.join(["mnemograph", *(word for word in arguments.line if word != "--fresh")])
     name = str(Path(arguments.study).resolve()) if arguments.study.endswith(".py") else arguments.study
-    places = (out.resolve(), cache_root().parent, arguments.wandb, study.arm_table)
-    workspace = StudyWorkspace(study.data, *places, study=name)
+    cache = cache_root().parent
+    workspace = StudyWorkspace(study.data, out.resolve(), cache, arguments.wandb, study.arm_table, name)
     corpus = load_corpus(study.data)
     with Results(out, corpus.fingerprint, study.name, fresh=arguments.fresh) as results:
         _check(results, runs, workspace.revision, arguments.allow_mixed)

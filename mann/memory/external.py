@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mann.context import Context
 from mann.memory.base import Memory
 from mann.norm import rms_norm
-from mann.readers import AttentionReader
+from mann.readers import AttentionReader, Reader
 from retrieval import Source
 
 
@@ -52,7 +52,8 @@ class ExternalMemory(Memory):
         self, x: Float[Tensor, "batch time width"], context: Context
     ) -> Float[Tensor, "batch time width"]:
         neighbors = context.retrieve(self.source, self.k)
-        window = self.source.passages.window(neighbors.ids, self.reader.before, self.reader.after)
+        reader = cast(Reader, self.reader)
+        window = self.source.passages.window(neighbors.ids, reader.before, reader.after)
         return self.reader(rms_norm(x), neighbors, window)
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -25,9 +25,10 @@ class NGramMemory(Memory):
         h_0 = m_0 (x_t + 1), \qquad h_k = m_0 \big(h_{k-1} \oplus m_k (x_{t-k} + 1)\big), \qquad
         i_{n,j} = h_{n-1} \gg s, \qquad u_t = W \, \big\Vert_{n,j} \; E_{n,j}[i_{n,j}]
 
-    modulo :math:`2^{63}`, with odd multipliers :math:`m` for every :math:`(n, j)`, :math:`s` leaving :math:`\log_2`
-    ``n_rows`` bits, and concatenation :math:`\Vert`. Tokens of an earlier document count as the document marker. The projection starts at zero, so
-    the memory starts as a no-op. ``orders=(1,)`` is the unigram control (a value embedding).
+    modulo :math:`2^{63}`, with odd multipliers :math:`m` for every :math:`(n, j)`, :math:`s` leaving
+    :math:`\log_2` ``n_rows`` bits, and concatenation :math:`\Vert`. Tokens of an earlier document count as the
+    document marker. The projection starts at zero, so the memory starts as a no-op. ``orders=(1,)`` is the unigram
+    control (a value embedding).
 
     References:
         Huang et al., "Over-Tokenized Transformer", 2025. arXiv:2501.16975;
@@ -47,6 +48,9 @@ class NGramMemory(Memory):
     Raises:
         ValueError: If ``n_rows`` is no power of two or ``orders`` is empty.
     """
+
+    multipliers: Tensor
+    offsets: Tensor
 
     def __init__(
         self,

@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,9 @@ import experiments.compare
 import experiments.run
 import experiments.workspace
 from experiments.cli import COMMANDS, main
+from experiments.errors import RunError
 from experiments.results import read_rows
-from experiments.scheduler import Failed
+from experiments.scheduler import Event, Execute, Failed, Finished
 from tests.experiments import fake_cli
 
 ROOT = Path(__file__).parents[2]
@@ -179,7 +182,7 @@ def test_plan_prints_runs_and_cost_and_starts_nothing(tmp_path: Path, capsys: py
     out = tmp_path / "out"
     assert main(["compare", "--plan", "--out", str(out), *SMALL]) == 0
     said = capsys.readouterr().out
-    assert "ngram, seed 0, width" in said
+    assert "ngram (same tokens), seed 0, width" in said
     assert "runs, " in said
     assert "training FLOPs, about" in said
     assert not out.exists()
@@ -200,6 +203,36 @@ def test_bill_and_corpus_print(text: Path, capsys: pytest.CaptureFixture) -> Non
     assert "n = 16" in said
 
 
+def test_fit_trains_what_the_constructors_say(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = ["--data.source=TextCorpus", f"--data.source.path={text}", "--data.source.vocab_size=300"]
+    sizes = [
+        "--data.n_tokens=512",
+        "--data.length=32",
+        "--model.network.d_model=32",
+        "--model.network.n_layers=1",
+    ]
+    memory = ["--model.network.memory={0: {class_path: mann.NGramMemory, init_args: {n_rows: 1024}}}"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"]
+    assert main(["fit", *data, *sizes, *memory, *quiet, f"--trainer.default_root_dir={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "memory.0" in said
+    assert "The training loss ended at" in said
+    assert "n_layer" in _refused(["fit", "--model.network.n_layer=1"], capsys)
+
+
+def _here(
+    runs: list, workspace: Any, execute: Execute, *, workers: int, logs: Path
+) -> Generator[Event, None, None]:
+    """The scheduler without its processes."""
+    for run in runs:
+        try:
+            yield Finished(1, run, execute(run, workspace, lambda stage, share: None), 1.0)
+        except RunError as error:
+            yield Failed(1, run, str(error))
+
+
 def _compare(text: Path, out: Path, *more: str) -> list[str]:
     return ["compare", "--data", str(text), "--vocab-size", "300", "--out", str(out), *SMALL, *more]
 
@@ -208,6 +241,7 @@ def test_a_comparison_from_beginning_to_report(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiments.run, "execute", fake_cli.execute)
+    monkeypatch.setattr(experiments.compare, "schedule", _here)
     monkeypatch.setattr(experiments.workspace.Workspace, "revision", "0123abc", raising=True)
     out = tmp_path / "out"
     # Some runs fail: the others are reported, and the exit code says so.

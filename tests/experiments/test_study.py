@@ -40,7 +40,7 @@ def test_every_run_that_is_needed_is_planned_once() -> None:
     expected |= {
         ("dense", "none", s, w, b) for s in range(3) for b, w in {**best, 3e11: 48, 1e13: 96}.items()
     }
-    for arm, regime in (("ngram", "none"), ("graph", "same tokens"), ("graph", "whole corpus")):
+    for arm, regime in (("ngram", "same tokens"), ("graph", "same tokens"), ("graph", "whole corpus")):
         expected |= {
             (arm, regime, seed, width, budget) for seed in range(3) for budget, width in best.items()
         }
@@ -79,13 +79,19 @@ def test_later_seeds_run_long_ones_first() -> None:
 
 
 def test_a_run_holds_every_setting_so_that_changed_defaults_make_another_run() -> None:
-    study = _study(tuned={("ngram", "none", 64): {"batch": 8}}, sized={96: {"layers": 4, "batch": 2}})
+    study = _study(
+        tuned={("ngram", "none", 64): {"batch": 8}, ("graph", "whole corpus", 64): {"k": 8}},
+        sized={96: {"layers": 4, "batch": 2}},
+        settings={"time": 128},
+    )
     by_place = {(run.arm, run.width, run.budget): run for run in study.plan()}
-    assert by_place["dense", 64, 1e12].settings == {**DEFAULTS, "counts": True}
+    assert by_place["dense", 64, 1e12].settings == {**DEFAULTS, "time": 128, "counts": True}
     assert by_place["ngram", 64, 1e12].settings["batch"] == 8
     wide = by_place["ngram", 96, 3e12].settings
     assert (wide["layers"], wide["batch"]) == (4, 8)
     assert by_place["dense", 96, 3e12].settings["batch"] == 2
+    graphs = {run.regime: run.settings["k"] for run in study.plan() if run.arm == "graph"}
+    assert graphs == {"same tokens": DEFAULTS["k"], "whole corpus": 8}
     key = by_place["dense", 96, 3e12].key("ab" * 32)
     assert key != next(run for run in _study().plan() if run.width == 96 and run.budget == 3e12).key(
         "ab" * 32
@@ -106,7 +112,7 @@ def test_an_arm_of_ones_own_takes_part() -> None:
     runs = [run for run in study.plan() if run.arm == "mine"]
     assert len(runs) == 6
     assert {run.settings["batch"] for run in runs} == {2}
-    assert {run.regime for run in runs} == {"none"}
+    assert {run.regime for run in runs} == {"same tokens"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ from tests.mann.inputs import labels, runs
 @pytest.mark.parametrize("back", [1, 2, 5, 11, 12, 30])
 def test_same_document_counts_back_to_the_last_change(packed, back):
     documents = labels(3, 12) if packed else None
-    run, inside = runs(documents, 3, 12), Context(torch.zeros(3, 12, dtype=torch.int64), documents).same_document(back)
+    run, inside = (
+        runs(documents, 3, 12),
+        Context(torch.zeros(3, 12, dtype=torch.int64), documents).same_document(back),
+    )
     for row in range(3):
         for t in range(12):
             assert inside[row, t] == (t >= back and run[row, t] == run[row, t - back])

@@ -3,7 +3,8 @@ from functools import partial
 import pytest
 import torch
 
-from mann import AttentionReader, ExternalMemory, PointerReadout, Reader, Transformer
+from experiments.ledger import Ledger
+from mann import AttentionReader, Context, ExternalMemory, PointerReadout, Reader, Transformer
 from mann.norm import rms_norm
 from retrieval import SuffixSource
 from tests.contracts import SOURCE, VOCAB, batch, opened, small_source
@@ -57,14 +58,12 @@ def test_the_reader_gets_normalised_states_and_the_window_it_asks_for():
 
     memory, tokens = ExternalMemory(16, SOURCE, k=3, reader=Spy), batch()["tokens"]
     x = 5 * torch.randn(*tokens.shape, 16)
-    net = Transformer(VOCAB, 16, 1, 1, memory={0: lambda width: memory})
-    net(tokens)
+    memory(x, Context(tokens))
     found = SOURCE.search(tokens, 3)
     got, neighbors, window = memory.reader.seen
-    torch.testing.assert_close(got, rms_norm(net.embedding(tokens)))
+    torch.testing.assert_close(got, rms_norm(x))
     assert torch.equal(neighbors.ids, found.ids)
     assert torch.equal(window, SOURCE.passages.window(found.ids, 2, 3))
-    assert x.shape == got.shape
 
 
 def test_a_checkpoint_refuses_another_store():
@@ -99,3 +98,13 @@ def test_it_learns_to_say_what_its_neighbors_said():
             optimizer.step()
         losses.append(loss.item())
     assert losses[1] < losses[0] / 2
+
+
+def test_its_search_is_on_the_bill_unless_made_beforehand():
+    data = batch()
+    found = SOURCE.search(data["tokens"], 4)
+    for neighbors in (None, found):
+        net = model()
+        with Ledger(net) as ledger:
+            net(data["tokens"], neighbors=neighbors)
+        assert (ledger.bytes_by_phase.get("search", 0) > 0) == (neighbors is None)

@@ -63,7 +63,9 @@ def test_the_loss_falls_and_is_logged(tmp_path):
     losses, trainer = fit(module(), tmp_path)
     assert len(losses) == STEPS
     assert losses[-1] < 0.8 * losses[0]
-    assert trainer.callback_metrics["train/nats_per_token"].item() == pytest.approx(sum(losses) / STEPS, rel=1e-4)
+    assert trainer.callback_metrics["train/nats_per_token"].item() == pytest.approx(
+        sum(losses) / STEPS, rel=1e-4
+    )
     # One step before its end the schedule is all but at zero.
     assert all(group["lr"] < 0.1 * group["initial_lr"] for group in trainer.optimizers[0].param_groups)
 

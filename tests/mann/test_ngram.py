@@ -82,7 +82,9 @@ def test_sparse_and_dense_gradients_take_the_same_first_step():
         assert memory.table.weight.grad.is_sparse == sparse
         optimizer.step()
         touched = (memory.table.weight != before).any(1)
-        assert set(touched.nonzero().flatten().tolist()) == set(memory.rows(Context(TOKENS % 7)).flatten().tolist())
+        assert set(touched.nonzero().flatten().tolist()) == set(
+            memory.rows(Context(TOKENS % 7)).flatten().tolist()
+        )
         tables.append(memory.table.weight.detach())
     torch.testing.assert_close(*tables, rtol=1e-5, atol=1e-6)
 

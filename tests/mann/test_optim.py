@@ -14,7 +14,9 @@ RATES = dict.fromkeys(ROLES, 0.02)
 
 
 def matrices(*shapes: tuple[int, int]) -> list[nn.Parameter]:
-    return [nn.Parameter(randn(*shape, seed=i, dtype=torch.float32).detach()) for i, shape in enumerate(shapes)]
+    return [
+        nn.Parameter(randn(*shape, seed=i, dtype=torch.float32).detach()) for i, shape in enumerate(shapes)
+    ]
 
 
 def step(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], number: int) -> None:
@@ -55,7 +57,9 @@ def test_enough_steps_bring_every_singular_value_near_one():
 def test_muon_equals_a_loop_over_matrices(monkeypatch, weight_decay):
     # Without the rounding of bfloat16, which Newton-Schulz amplifies, equal means equal.
     monkeypatch.setattr(
-        optim, "orthogonalize", lambda batch, steps: torch.stack([naive_newton_schulz(x, steps) for x in batch])
+        optim,
+        "orthogonalize",
+        lambda batch, steps: torch.stack([naive_newton_schulz(x, steps) for x in batch]),
     )
     # Equal shapes share a batch, tall ones are turned over, and three squares on each other are three matrices.
     weights = matrices((8, 8), (8, 8), (6, 15), (15, 6), (24, 8), (8, 24), (32, 8))
@@ -127,7 +131,9 @@ def arm(seed: int = 0) -> Transformer:
 def test_roles_are_told_from_what_a_parameter_is():
     model = arm()
     roles = {
-        name: role for role, params in parameter_roles(model).items() for name, p in model.named_parameters()
+        name: role
+        for role, params in parameter_roles(model).items()
+        for name, p in model.named_parameters()
         if any(p is other for other in params)
     }
     assert set(roles) == {name for name, _ in model.named_parameters()}
@@ -208,7 +214,7 @@ def test_training_resumed_from_its_state_equals_not_stopping(tmp_path):
 
 
 def test_schedulers_reach_the_parts_before_and_after_loading():
-    optimizer, rate = scheduled(arm())
+    optimizer, _ = scheduled(arm())
     for _ in range(2):
         for group in optimizer.param_groups:
             group["lr"] = 0.123

@@ -98,4 +98,6 @@ def test_score_features_follow_their_formula():
     a, b = features.slope.tolist()
     expected = a * scores + b * torch.tensor([[8.0, 1.5, 1.0, 1.0]]).log() + features.rank[:4]
     expected[0, 0, 3] = float("-inf")
-    torch.testing.assert_close(features(Neighbors(scores, torch.zeros(1, 1, 4, dtype=torch.int64), mask)), expected)
+    torch.testing.assert_close(
+        features(Neighbors(scores, torch.zeros(1, 1, 4, dtype=torch.int64), mask)), expected
+    )

@@ -18,9 +18,7 @@ def test_it_is_log_softmax_and_its_loss_is_cross_entropy():
     x, targets = randn(2, 70, 6), torch.randint(0, VOCAB, (2, 70))
     targets[:, ::3] = -100
     head = readout.head.weight
-    assert_same(
-        lambda x, head: readout(x, where), lambda x, head: F.log_softmax(x @ head.T, -1), x, head
-    )
+    assert_same(lambda x, head: readout(x, where), lambda x, head: F.log_softmax(x @ head.T, -1), x, head)
     assert_same(
         lambda x, head: readout(x, where, targets),
         lambda x, head: F.cross_entropy((x @ head.T).mT, targets, ignore_index=-100, reduction="none"),

@@ -87,7 +87,10 @@ def test_a_layer_that_does_not_exist_is_named(layers):
 
 
 def test_packed_documents_are_read_as_if_alone():
-    model, tokens = opened(dense(memory={1: partial(ExternalMemory, source=SOURCE, k=4)})), batch()["tokens"][:1]
+    model, tokens = (
+        opened(dense(memory={1: partial(ExternalMemory, source=SOURCE, k=4)})),
+        batch()["tokens"][:1],
+    )
     documents = torch.zeros_like(tokens)
     documents[:, 33:] = 1
     packed = model(tokens, documents)
@@ -106,7 +109,9 @@ def test_it_runs_in_one_type(kind):
     loss = model.loss(**data)
     loss.mean().backward()
     torch.testing.assert_close(loss.float(), opened(dense()).loss(**data), rtol=0.2, atol=0.2)
-    assert all(parameter.grad is not None and parameter.grad.dtype == kind for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.dtype == kind for parameter in model.parameters()
+    )
 
 
 def test_bfloat16_autocast_is_near():
