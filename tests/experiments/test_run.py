@@ -1,0 +1,111 @@
+"""Real runs, small: every arm trains, is evaluated, billed, and resumes."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS
+from experiments.data import TextCorpus
+from experiments.errors import RunError
+from experiments.run import Run, execute
+from experiments.workspace import Workspace
+
+SETTINGS = {"layers": 2, "heads": 2, "batch": 2, "time": 32, "k": 4, "evaluation_tokens": 512}
+BUDGET = 2e9
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TextCorpus:
+    """The tests of this repository as text: always there, and code."""
+    folder = tmp_path_factory.mktemp("corpus")
+    return TextCorpus(Path(__file__).parent, vocab_size=257, cache=folder, pattern="*.py")
+
+
+@pytest.fixture
+def workspace(corpus: TextCorpus, tmp_path: Path) -> Workspace:
+    return Workspace(corpus, tmp_path / "out", tmp_path / "cache")
+
+
+def run_of(arm: str, regime: str, budget: float = BUDGET, **settings: object) -> Run:
+    return Run("test", arm, regime, 0, 16, budget, {**SETTINGS, **settings})
+
+
+@pytest.mark.parametrize(
+    ("arm", "regime"),
+    [
+        ("dense", NO_STORE),
+        ("ngram", NO_STORE),
+        ("unigram table", NO_STORE),
+        ("knn", SAME_TOKENS),
+        ("knn", WHOLE_CORPUS),
+        ("graph", SAME_TOKENS),
+        ("suffix graph", WHOLE_CORPUS),
+        ("random neighbours", SAME_TOKENS),
+        ("shuffled edges", WHOLE_CORPUS),
+    ],
+)
+def test_every_arm_gives_a_whole_row(arm: str, regime: str, workspace: Workspace) -> None:
+    row, *derived = execute(run_of(arm, regime, counts=arm in ("dense", "knn")), workspace)
+    assert 0.5 * BUDGET < row["train_flops"] <= BUDGET
+    assert row["train_flops"] == sum(row["flops"].values())
+    assert row["matmul_flops"] < row["train_flops"]
+    assert row["tokens"] == row["steps"] * SETTINGS["batch"] * SETTINGS["time"]
+    assert row["read_flops"] > 0
+    for split in ("valid", "test"):
+        assert 0 < row["losses"][split]["nats_per_token"] < math.log(257) + 0.1
+    if regime != NO_STORE:
+        assert row["bytes"]["search"] > 0
+    names = {other["arm"] for other in derived}
+    assert (f"{arm}, memory off" in names) == (arm != "dense")
+    assert (f"{arm} + counts" in names) == (arm in ("dense", "knn"))
+    assert all(other["parent"] == row["run"] for other in derived)
+
+
+def test_a_run_repeats_itself_to_the_bit(workspace: Workspace) -> None:
+    first, second = (execute(run_of("ngram", NO_STORE), workspace)[0] for _ in range(2))
+    assert first["losses"] == second["losses"]
+    assert first["flops"] == second["flops"]
+
+
+def test_counting_changes_no_number_and_arms_share_their_data(workspace: Workspace) -> None:
+    torch.manual_seed(123)
+    first = execute(run_of("dense", NO_STORE), workspace)[0]
+    torch.manual_seed(321)
+    second = execute(run_of("dense", NO_STORE, counts=True), workspace)[0]
+    assert first["losses"] == second["losses"]
+
+
+def test_a_same_token_store_holds_what_was_trained_on(workspace: Workspace) -> None:
+    row = execute(run_of("knn", SAME_TOKENS), workspace)[0]
+    (source,) = {id(s): s for s in workspace._sources.values() if len(s.passages) >= row["tokens"]}.values()
+    # Each window brings its tokens and the last target.
+    assert row["tokens"] <= len(source.passages) <= row["tokens"] * (1 + 1 / SETTINGS["time"])
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (run_of("dense", NO_STORE, budget=1e3), "less than one step"),
+        (run_of("dens", NO_STORE), "did you mean 'dense'"),
+        (run_of("dense", NO_STORE, heads=5), "n_heads among"),
+        (run_of("dense", NO_STORE, batches=5), "unknown settings"),
+    ],
+)
+def test_bad_runs_say_what_to_do(run: Run, words: str, workspace: Workspace) -> None:
+    with pytest.raises(RunError, match=words):
+        execute(run, workspace)
+
+
+def test_a_diverging_run_is_stopped(workspace: Workspace) -> None:
+    rates = dict.fromkeys(("matrix", "head", "embedding", "scalar", "table"), 1e30)
+    with pytest.raises(FloatingPointError, match="lower the rates"):
+        execute(run_of("dense", NO_STORE, rates=rates), workspace)
+
+
+def test_the_key_follows_everything_that_defines_a_run() -> None:
+    run = run_of("dense", NO_STORE)
+    assert Run.from_dict(run.to_dict()).key("a") == run.key("a")
+    others = [run_of("ngram", NO_STORE), run_of("dense", NO_STORE, budget=3e9), run_of("dense", NO_STORE, time=16)]
+    assert len({run.key("a"), run.key("b"), *(other.key("a") for other in others)}) == 5

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from retrieval import SnapshotError
+from retrieval.snapshot import open_snapshot, writing_snapshot
+
+
+def write(path, content=b"0123456789", version=1, kind="box"):
+    with writing_snapshot(path, kind, version, {"answer": 42}) as folder:
+        (folder / "data.bin").write_bytes(content)
+
+
+def test_what_is_written_is_read(tmp_path):
+    write(tmp_path / "deep" / "box")
+    assert open_snapshot(tmp_path / "deep" / "box", "box", 1) == {"answer": 42}
+    assert (tmp_path / "deep" / "box" / "data.bin").read_bytes() == b"0123456789"
+
+
+def test_replacing_keeps_what_readers_have_open(tmp_path):
+    write(tmp_path / "box")
+    with (tmp_path / "box" / "data.bin").open("rb") as reader:
+        write(tmp_path / "box", b"new")
+        assert reader.read() == b"0123456789"
+    assert (tmp_path / "box" / "data.bin").read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["box"]
+
+
+def test_a_failed_write_leaves_the_old_one(tmp_path):
+    write(tmp_path / "box")
+    with pytest.raises(OSError, match="full"), writing_snapshot(tmp_path / "box", "box", 1, {}) as folder:
+        (folder / "data.bin").write_bytes(b"half")
+        raise OSError("disk full")
+    assert open_snapshot(tmp_path / "box", "box", 1) == {"answer": 42}
+    assert [path.name for path in tmp_path.iterdir()] == ["box"]
+
+
+def flip(path):
+    content = bytearray((path / "data.bin").read_bytes())
+    content[3] ^= 1
+    (path / "data.bin").write_bytes(content)
+
+
+def edit(path, **changes):
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+DAMAGE = {
+    "one bit": (flip, r"data\.bin is damaged"),
+    "cut": (lambda p: (p / "data.bin").write_bytes(b"01234"), r"has 5 bytes, not 10"),
+    "file missing": (lambda p: (p / "data.bin").unlink(), r"data\.bin is missing"),
+    "manifest cut": (lambda p: (p / "manifest.json").write_text('{"kind": "b'), "damaged or foreign"),
+    "manifest foreign": (lambda p: (p / "manifest.json").write_text("[1]"), "damaged or foreign"),
+    "manifest missing": (lambda p: (p / "manifest.json").unlink(), "holds no box"),
+    "another kind": (lambda p: edit(p, kind="jar"), "is a jar, not a box"),
+    "newer": (lambda p: edit(p, version=2), "format 2 .* update mnemograph"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_refused_by_name(tmp_path, name):
+    write(tmp_path / "box")
+    harm, message = DAMAGE[name]
+    harm(tmp_path / "box")
+    with pytest.raises(SnapshotError, match=message):
+        open_snapshot(tmp_path / "box", "box", 1)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(SnapshotError, match="there is no box"):
+        open_snapshot(tmp_path / "box", "box", 1)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SnapshotError, match="damaged or foreign"):
+        open_snapshot(tmp_path / "file", "box", 1)
+
+
+def test_lengths_are_checked_even_without_checksums(tmp_path):
+    write(tmp_path / "box")
+    flip(tmp_path / "box")
+    open_snapshot(tmp_path / "box", "box", 1, verify=False)
+    (tmp_path / "box" / "data.bin").write_bytes(b"")
+    with pytest.raises(SnapshotError, match="0 bytes"):
+        open_snapshot(tmp_path / "box", "box", 1, verify=False)
