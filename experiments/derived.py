@@ -85,7 +85,7 @@ class Counts:
             "n_buckets": model.n_buckets,
         }
         # The bill is written last and renamed: its presence says that the scores are whole.
-        np.savez(path.with_suffix(".npz"), **arrays)
+        np.savez(path.with_suffix(".npz"), allow_pickle=False, **arrays)
         beside = path.with_suffix(".json.new")
         beside.write_text(json.dumps(bill))
         beside.rename(path.with_suffix(".json"))

@@ -118,7 +118,6 @@ def without_memory(network: Transformer) -> Iterator[None]:
 
 def read_bill(network: Transformer, batch: dict[str, Any]) -> Ledger:
     """The bill of one forward pass as at inference, searching not included."""
-    with torch.no_grad(), Ledger(network) as ledger:
-        with torch.autocast("cpu", torch.bfloat16):
-            network.loss(batch["tokens"], batch["targets"], batch["documents"], batch.get("neighbors"))
+    with torch.no_grad(), Ledger(network) as ledger, torch.autocast("cpu", torch.bfloat16):
+        network.loss(batch["tokens"], batch["targets"], batch["documents"], batch.get("neighbors"))
     return ledger

@@ -114,7 +114,9 @@ class Neighborhood:
             self._table(int(p)).rows((i - int(p) * PIECE)[None]) for i, p in zip(index, pieces, strict=True)
         ]
         return Neighbors(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("scores", "ids", "mask"))
+            scores=torch.cat([part.scores for part in parts]),
+            ids=torch.cat([part.ids for part in parts]),
+            mask=torch.cat([part.mask for part in parts]),
         )
 
     def work(self, n_rows: int) -> tuple[int, int, float]:
@@ -139,16 +141,17 @@ class Neighborhood:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(str(path) + ".lock"):
                     if not path.exists():
-                        NeighborTable.build(path, self.source, self._queries(piece), self.k)
+                        # Built first: building is not searching, and is billed by itself.
                         self._keep_bill()
+                        NeighborTable.build(path, self.source, self._queries(piece), self.k)
             self._tables[piece] = NeighborTable.open(path)
         return self._tables[piece]
 
     def _keep_bill(self) -> None:
+        source = self.source.built if isinstance(self.source, LazySource) else self.source
         path = self.folder / "store.json"
         if path.exists():
             return
-        source = self.source.built if isinstance(self.source, LazySource) else self.source
         bill = {"flops": source.build_flops, "bytes": source.build_bytes, "seconds": source.build_seconds}
         beside = path.with_suffix(f".{os.getpid()}")
         beside.write_text(json.dumps(bill))

@@ -32,7 +32,7 @@ from retrieval.runtime import threads
 Progress = Callable[[str, float], None]
 
 DEFAULTS: dict[str, Any] = {
-    "layers": 3,
+    "layers": 2,
     "heads": None,
     "batch": 4,
     "time": 256,
@@ -45,9 +45,11 @@ DEFAULTS: dict[str, Any] = {
     "evaluation_tokens": 65_536,
     # Also report the model mixed with count n-grams over the same tokens, and over the whole corpus.
     "counts": False,
+    # How many trials found these settings; told in the report, without effect.
+    "trials": 0,
 }
 # What an arm with a store keeps back for building and searching it; what is left over stays unspent.
-STORE_SHARE = {NO_STORE: 0.0, SAME_TOKENS: 0.01, WHOLE_CORPUS: 0.1}
+STORE_SHARE = {NO_STORE: 0.0, SAME_TOKENS: 0.01, WHOLE_CORPUS: 0.05}
 # Numbers of windows are rounded down to a grid of eight per octave, so that arms of similar cost share one store.
 GRID = 8
 
@@ -128,7 +130,7 @@ class _Execution:
         self.progress = progress
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.arm: Arm = arm_named(run.arm, workspace.arms)
-        self.settings = DEFAULTS | {k: v for k, v in self.arm.settings.items()} | dict(run.settings)
+        self.settings = DEFAULTS | dict(self.arm.settings) | dict(run.settings)
         progress("corpus", 0.0)
         self.corpus = workspace.corpus
         self.windows = Windows(self.corpus.train, self.settings["time"])
@@ -137,26 +139,42 @@ class _Execution:
 
     def rows(self) -> list[dict[str, Any]]:
         """Do it."""
-        batch, length = self.settings["batch"], self.settings["time"]
-        stored = self.arm.source is not None
+        batch = self.settings["batch"]
         sample = self._count_step(self._source(batch))
-        affordable = int(self.run.budget * (1 - STORE_SHARE[self.run.regime]) / sample.flops) * batch
-        if affordable < batch:
-            raise RunError(
-                f"a budget of {self.run.budget:.3g} FLOPs is less than one step of {self.run.label()} "
-                f"({sample.flops:.3g}): raise the budget, or lower the width or the batch"
-            )
-        if stored:
-            affordable = max(batch, _on_grid(affordable, GRID) // batch * batch)
-        n_windows = min(affordable, len(self.windows) // batch * batch)
-        source = self._source(n_windows)
-        neighbors = self._neighborhood(source, n_windows)
+        source, neighbors, n_windows = self._provide(sample.flops // batch)
         network = self._network(source)
         module = self._module(network, n_windows // batch)
         begin = time.perf_counter()
         train(self.run, self.workspace, module, self.settings, n_windows, neighbors, self.progress)
         self.seconds["train"] = time.perf_counter() - begin
         return self._results(sample, network, source, neighbors, n_windows)
+
+    def _provide(self, window_flops: int) -> tuple[Source | None, Neighborhood | None, int]:
+        """As many windows as the budget pays for, and their neighbours; a store may hold no others."""
+        batch, budget = self.settings["batch"], self.run.budget
+        overhead = budget * STORE_SHARE[self.run.regime]
+        while True:
+            n_windows = self._affordable((budget - overhead) / window_flops)
+            source = self._source(n_windows)
+            neighbors = self._neighborhood(source, n_windows)
+            if neighbors is None:
+                return source, neighbors, n_windows
+            # What building and searching took is known only now; where it was more than was kept back, a smaller
+            # store is made, so that the bill stays within the budget.
+            overhead = sum(neighbors.store_bill()["flops"].values()) + neighbors.work(n_windows)[0]
+            if overhead + n_windows * window_flops <= budget or n_windows == batch:
+                return source, neighbors, n_windows
+
+    def _affordable(self, windows: float) -> int:
+        batch = self.settings["batch"]
+        if windows < batch:
+            raise RunError(
+                f"a budget of {self.run.budget:.3g} FLOPs is less than one step of {self.run.label()} and what "
+                "comes before it: raise the budget, or lower the width or the batch"
+            )
+        if self.arm.source is not None:
+            windows = max(batch, _on_grid(int(windows), GRID))
+        return min(int(windows) // batch, len(self.windows) // batch) * batch
 
     def _source(self, n_windows: int) -> Source | None:
         if self.arm.source is None:

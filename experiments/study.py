@@ -40,12 +40,12 @@ class Study:
         controls: Arms that explain the others.
         control_seeds: How many of the seeds the controls run with.
         reach: Budgets only dense runs at, below and above the others, so that multipliers on both sides of 1
-            can be read off the frontier.
+            can be read off the frontier; with the first seed, the spread being known from the other budgets.
         best_width: What tuning found, by budget; others take the one of the nearest budget.
         settings: Changes to :data:`experiments.run.DEFAULTS`, for every run.
         sized: Settings that go with a width, for every arm.
-        tuned: What tuning found, by arm, regime and width, over all other settings; a width nobody tuned an arm at
-            takes what was found at the nearest.
+        tuned: What tuning found, by arm, regime, width and budget, over all other settings; a width or budget nobody
+            tuned an arm at takes what was found at the nearest.
         name: Given by :func:`load_study`: the name of the file.
         question: Given by :func:`load_study`: what the file's docstring asks.
 
@@ -65,7 +65,7 @@ class Study:
     best_width: Mapping[float, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     sized: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    tuned: Mapping[tuple[str, str, int], Mapping[str, Any]] = field(default_factory=dict)
+    tuned: Mapping[tuple[str, str, int, float], Mapping[str, Any]] = field(default_factory=dict)
     name: str = ""
     question: str = ""
 
@@ -154,7 +154,7 @@ class Study:
         yield from self._at(controls, falling, first)
         # Long runs before short ones from here on, so that no worker is left with a long one at the end.
         for rank, seed in enumerate(others, start=1):
-            yield from self._at(dense, sorted([*self.reach, *falling], reverse=True), seed)
+            yield from self._at(dense, falling, seed)
             yield from self._at([*same, *whole], falling, seed)
             if rank < self.control_seeds:
                 yield from self._at(controls, falling, seed)
@@ -171,19 +171,21 @@ class Study:
         arm = self.arm_table[name]
         # Everything goes into the run, defaults too: a changed default is another run, not a finished one.
         settings = DEFAULTS | dict(self.settings) | dict(arm.settings)
-        settings |= dict(self.sized.get(width, {})) | self._found(arm, regime, width)
+        settings |= dict(self.sized.get(width, {})) | self._found(arm, regime, width, budget)
         # Mixed with counts is what to beat, at the places where arms are compared.
         compared = not arm.control and budget in self.budgets and width == self.width_at(budget)
         settings |= {"counts": compared}
         return Run(self.name, name, regime, seed, width, budget, settings)
 
-    def _found(self, arm: Arm, regime: str, width: int) -> dict[str, Any]:
+    def _found(self, arm: Arm, regime: str, width: int, budget: float) -> dict[str, Any]:
         place = arm.name, NO_STORE if arm.source is None else regime
-        widths = [known for name, kind, known in self.tuned if (name, kind) == place]
-        if not widths:
+        known = [(w, b) for name, kind, w, b in self.tuned if (name, kind) == place]
+        if not known:
             return {}
-        nearest = min(widths, key=lambda known: abs(math.log(known / width)))
-        return dict(self.tuned[*place, nearest])
+        nearest = min(
+            known, key=lambda size: (abs(math.log(size[0] / width)), abs(math.log(size[1] / budget)))
+        )
+        return dict(self.tuned[(*place, *nearest)])
 
     def _regime(self, arm: Arm) -> str:
         # A memory without a store knows what it was trained on, which is the same question.

@@ -31,7 +31,7 @@ def trials(count: int) -> list[dict[str, Any]]:
     Args:
         count: How many; powers of two cover the ranges best.
     """
-    points = qmc.Sobol(len(RANGES) + 1, scramble=True, seed=0).random(count)
+    points = qmc.Sobol(len(RANGES) + 1, scramble=True, rng=0).random(count)
     found = []
     for point in points:
         rates = {
@@ -97,11 +97,12 @@ def best(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def tuned() -> dict[tuple[str, str, int], dict[str, Any]]:
-    """The winners that come with the library, by arm, regime and width."""
+def tuned() -> dict[tuple[str, str, int, float], dict[str, Any]]:
+    """The winners that come with the library, by arm, regime, width and budget."""
     text = resources.files("experiments.studies").joinpath("tuned.json").read_text()
     return {
-        (entry["arm"], entry["regime"], entry["width"]): entry["settings"] | {"trials": entry["trials"]}
+        (entry["arm"], entry["regime"], entry["width"], entry["budget"]): entry["settings"]
+        | {"trials": entry["trials"]}
         for entry in json.loads(text)
     }
 

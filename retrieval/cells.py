@@ -105,4 +105,6 @@ class Cells:
     def alike(self, context: Int[np.ndarray, "n three"]) -> Int[np.ndarray, "n m"]:
         """All cells of the clusters a query considers for its last token, best first."""
         under = self.shape[1] * self.shape[2]
-        return (self._nearest[0][context[:, 0]][:, :, None] * under + np.arange(under)).reshape(len(context), -1)
+        return (self._nearest[0][context[:, 0]][:, :, None] * under + np.arange(under)).reshape(
+            len(context), -1
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,11 +35,12 @@ class ContextSource(Source):
     Three steps, each cheaper per entry than the next is exact: :class:`retrieval.cells.Cells` chooses the lists to look
     into, with about ``scan`` entries in all; FAISS scans their 4-bit product-quantized sketches by table look-up
     (`Andre, Kermarrec and Le Scouarnec <https://arxiv.org/abs/1812.09162>`_ ) and keeps a ``shortlist``; and
-    :meth:`ContextEncoder.kernel <retrieval.encoder.ContextEncoder.kernel>` gives those their score, the order of the result
-    being (score descending, id ascending). The result for one query does not depend on the rest of the batch.
+    :meth:`retrieval.ContextEncoder.kernel` gives those their score. The result comes in the order (score descending,
+    id ascending), and does not depend on the rest of the batch.
 
-    Entries of the excluded document are dropped from the shortlist before it is scored. A query left with too few looks
-    into all lists that share a cluster of its last token, and in the end at the whole store.
+    Entries of the excluded document are dropped from the shortlist. A query left with fewer than ``k`` is asked again
+    with FAISS leaving them out: in the same lists, in all lists that share a cluster of its last token, and in
+    the end in the whole store, exactly.
 
     Args:
         passages: What to store.
@@ -68,7 +70,9 @@ class ContextSource(Source):
                 f"an encoder of {self.encoder.vocab_size} tokens cannot read passages of {passages.vocab_size}"
             )
         if len(passages) >= 2**31:
-            raise ValueError("ContextSource holds fewer than 2^31 tokens; split the passages over several sources")
+            raise ValueError(
+                "ContextSource holds fewer than 2^31 tokens; split the passages over several sources"
+            )
         self.depth = self.encoder.depth
         self.scan, self.shortlist = scan, shortlist
         self._entries = passages.entries().astype(np.int32)
@@ -82,7 +86,7 @@ class ContextSource(Source):
         self.build_bytes = dict(self.encoder.bytes)
         n = len(self._entries)
         self.clusters = tuple(clusters) if clusters is not None else _clusters(n)
-        self._index = None
+        self._index: Any = None
         if n >= self.small:
             self._build(n)
         self.build_seconds = time.perf_counter() - begin
@@ -95,7 +99,9 @@ class ContextSource(Source):
         cell = np.empty(n, np.int32)
         step = 1 << 18
         for i in range(0, n, step):
-            cell[i : i + step] = self._cells.of(self._context(self._entries[i : i + step].astype(np.int64), 3))
+            cell[i : i + step] = self._cells.of(
+                self._context(self._entries[i : i + step].astype(np.int64), 3)
+            )
         sizes = np.bincount(cell, minlength=self._cells.n)
         order = np.sort((cell.astype(np.int64) << 32) | np.arange(n)) & (2**32 - 1)
         del cell
@@ -131,12 +137,13 @@ class ContextSource(Source):
         self.build_flops |= {"cells": self._cells.flops, "encode": encode.flops, "add": quantize.flops}
         self.build_bytes |= {"cells": 4 * self._cells.flops, "encode": encode.bytes, "add": quantize.bytes}
 
-    def _train(self, n: int) -> faiss.IndexIVFPQ:
+    def _train(self, n: int) -> Any:
         d = self.encoder.dimensions
         self._coarse = faiss.IndexFlatIP(d)  # a place holder: lists are chosen by Cells
         index = faiss.IndexIVFPQ(self._coarse, d, self._cells.n, d // 2, 4, faiss.METRIC_INNER_PRODUCT)
         index.by_residual = False
         index.pq.cp.seed = 1234 + self.encoder.seed
+        index.pq.cp.min_points_per_centroid = 1
         sample = self._entries[np.linspace(0, n - 1, min(n, 256 * index.pq.ksub)).astype(np.int64)]
         index.pq.train(self.encoder.sketch(self._context(sample.astype(np.int64), self.depth)))
         index.is_trained = True
@@ -145,7 +152,7 @@ class ContextSource(Source):
         self.build_bytes["train"] = work.bytes
         return index
 
-    def _code_tables(self, pq: faiss.ProductQuantizer) -> tuple[list[np.ndarray], faiss.ProductQuantizer]:
+    def _code_tables(self, pq: Any) -> tuple[list[np.ndarray], Any]:
         """Codes of every token at the last three places, which are looked up, and the quantizer of the tail."""
         width = self.encoder.width
         tables = []
@@ -181,7 +188,10 @@ class ContextSource(Source):
                 best[at], cost = self._approximate(context[at], k, exclude[at], cells, self.scan, kept)
                 work += cost
             # Few are left: those whose shortlist the excluded document had filled. FAISS leaves it out for them.
-            for choose, scan in ((self._cells.nearest, 16 * self.scan), (self._cells.alike, len(self._entries))):
+            for choose, scan in (
+                (self._cells.nearest, 16 * self.scan),
+                (self._cells.alike, len(self._entries)),
+            ):
                 rows = np.flatnonzero(best[:, -1] == _NOTHING)
                 for document in np.unique(exclude[rows]):
                     selector = self._others(int(document))
@@ -197,9 +207,11 @@ class ContextSource(Source):
             best[row], cost = self._exact(context[row], k, int(exclude[row]))
             work += cost
         scores, ids = _unpacked(best)
-        return Neighbors.of(torch.from_numpy(scores), torch.from_numpy(ids), flops=work.flops, bytes=work.bytes)
+        return Neighbors.of(
+            torch.from_numpy(scores), torch.from_numpy(ids), flops=work.flops, bytes=work.bytes
+        )
 
-    def _others(self, document: int) -> faiss.IDSelector | None:
+    def _others(self, document: int) -> Any:
         """What FAISS may return to a query that must not see a document."""
         own = self.passages.positions(document)
         if not len(own):
@@ -218,7 +230,7 @@ class ContextSource(Source):
         cells: np.ndarray,
         scan: int,
         kept: int,
-        selector: faiss.IDSelector | None = None,
+        selector: Any = None,
     ) -> tuple[np.ndarray, Work]:
         """The best of what stands in the first of the given cells, until ``scan`` entries have been looked at."""
         encoder, index, n = self.encoder, self._index, len(context)
@@ -292,9 +304,11 @@ def _unpacked(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _clusters(n: int) -> tuple[int, int, int]:
-    """Clusters at the last three places for a store of ``n`` entries: about one cell for a hundred of them."""
+    """Clusters at the last three places for a store of ``n`` entries, as measured on source code."""
     if n < 200_000:
         return 128, 8, 1
-    if n < 4_000_000:
+    if n < 1_000_000:
+        return 256, 16, 2
+    if n < 10_000_000:
         return 256, 32, 4
     return 512, 64, 8

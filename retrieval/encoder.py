@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,17 +16,17 @@ __all__ = ["ContextEncoder"]
 class ContextEncoder:
     r"""Contexts as vectors whose inner product is a decayed, softened suffix match.
 
-    Token :math:`v` has a vector :math:`\phi(v) = [\sqrt{a}\,e_v ; \sqrt{1 - a}\,1_v]`: what usually follows it, and which
-    token it is. A context is its last ``depth`` tokens one after the other, each scaled by how far back it
-    stands, so that
+    Token :math:`v` has a vector :math:`\phi(v) = [\sqrt{a}\,e_v ; \sqrt{1 - a}\,1_v]`: what usually follows it, and
+    which token it is. A context is its last ``depth`` tokens side by side, each scaled by how far back it stands:
 
     .. math:: k(x, y) = \sum_{j} w_j \left( a\, e_{x_j} \cdot e_{y_j} + (1 - a)\, [x_j = y_j] \right),
               \qquad w_j \propto \gamma^j, \quad \sum_j w_j = 1,
 
-    which is 1 for equal contexts. :math:`e_v` are the leading left singular vectors of the positive pointwise mutual
-    information between a token and its successor, counted in the store (`Levy and Goldberg
-    <https://papers.nips.cc/paper/5477>`_ ), of length 1. There is nothing to train by gradients and nothing the network
-    could change, so neighbours can be looked up beforehand.
+    which is 1 for equal contexts. :math:`e_v` are the leading left singular vectors, scaled to length 1, of the
+    positive pointwise mutual information between a token and its successor, counted in the store (`Levy and Goldberg
+    <https://papers.nips.cc/paper/5477>`_ ). In a vocabulary of more than :attr:`table_size` tokens the rarest resemble
+    nothing. There is nothing to train by gradients and nothing the network could change, so neighbours can be looked
+    up beforehand.
 
     :meth:`kernel` gives :math:`k` exactly, by table. :meth:`sketch` gives vectors of ``4 * width`` dimensions for an
     index, whose inner product approximates it: one block of ``width`` dimensions for each of the last three tokens
@@ -53,8 +52,8 @@ class ContextEncoder:
         self,
         passages: Passages,
         *,
-        depth: int = 10,
-        decay: float = 0.55,
+        depth: int = 12,
+        decay: float = 0.6,
         blend: float = 0.5,
         width: int = 24,
         rank: int = 24,
@@ -66,7 +65,14 @@ class ContextEncoder:
                 f"depth={depth}, decay={decay}, blend={blend}, width={width}"
             )
         self.vocab_size = passages.vocab_size
-        self.depth, self.decay, self.blend, self.width, self.rank, self.seed = depth, decay, blend, width, rank, seed
+        self.depth, self.decay, self.blend, self.width, self.rank, self.seed = (
+            depth,
+            decay,
+            blend,
+            width,
+            rank,
+            seed,
+        )
         self.flops: dict[str, int] = {}
         self.bytes: dict[str, int] = {}
         weights = decay ** np.arange(depth)
@@ -130,7 +136,11 @@ class ContextEncoder:
         token = np.concatenate([np.sqrt(self.blend) * meaning, names], axis=1)
         places = []
         for j in range(self.depth):
-            turn = np.linalg.qr(rng.standard_normal((self.width, self.width)))[0] if j >= 3 else np.eye(self.width)
+            turn = (
+                np.linalg.qr(rng.standard_normal((self.width, self.width)))[0]
+                if j >= 3
+                else np.eye(self.width)
+            )
             places.append(np.sqrt(self.weights[j]) * token @ turn)
         tables = np.zeros((self.depth, self.vocab_size + 1, self.width), np.float32)
         tables[:, :-1] = places

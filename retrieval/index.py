@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from retrieval.exact import Metric
 from retrieval.neighbors import Neighbors
 from retrieval.runtime import blas_threshold, counters_lock, faiss
 from retrieval.search import enroll, run_search
-from retrieval.work import Work, add_work, counted_search, search_work, train_work, unwrap
+from retrieval.work import (
+    Visits,
+    Work,
+    add_work,
+    counted_search,
+    search_work,
+    train_work,
+    transform_work,
+    unwrap,
+)
 
 __all__ = ["Index"]
 
@@ -52,7 +62,7 @@ class Index:
         self.flops: dict[str, int] = {}
         self.bytes: dict[str, int] = {}
         self.seconds = 0.0
-        self._index = None
+        self._index: Any = None
         self._number = enroll(self)
 
     def __len__(self) -> int:
@@ -140,58 +150,70 @@ class Index:
         best[real, : ids.shape[1]] = np.take_along_axis(scores, order, 1)
         hits = Neighbors.of(torch.from_numpy(best), torch.from_numpy(found))
         return Neighbors(
-            *(part.view(*batch, k) for part in (hits.scores, hits.ids, hits.mask)), flops=work.flops, bytes=work.bytes
+            *(part.view(*batch, k) for part in (hits.scores, hits.ids, hits.mask)),
+            flops=work.flops,
+            bytes=work.bytes,
         )
 
     def _raw(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
         """Unsorted scores and ids, missing ones at -inf and -1."""
-        index, n = unwrap(self._index), len(x)
+        n = len(x)
         pad = -n % self.block
         padded = np.concatenate([x, np.zeros((pad, x.shape[1]), np.float32)]) if pad else x
         scores, ids = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
         work = Work()
         with blas_threshold(1):
             for i in range(0, n, self.block):
-                rows = slice(i, min(i + self.block, n))
-                block = padded[i : i + self.block]
-                work += self._search_block(index, block, rows.stop - rows.start, k, scores[rows], ids[rows])
+                at = slice(i, min(i + self.block, n))
+                scores[at], ids[at], cost = self._search(
+                    self._index, padded[i : i + self.block], at.stop - i, k
+                )
+                work += cost
         if self.metric == "l2":
             scores = -scores
         scores[ids < 0] = -np.inf
         return scores, ids, work
 
-    def _search_block(
-        self, index: faiss.Index, x: np.ndarray, n: int, k: int, scores: np.ndarray, ids: np.ndarray
-    ) -> Work:
+    def _search(self, index: Any, x: np.ndarray, n: int, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
+        """One block, of which the first ``n`` rows are queries; the others take part in matrix products only."""
+        index = unwrap(index)
+        if isinstance(index, faiss.IndexPreTransform):
+            for i in range(index.chain.size()):
+                x = faiss.downcast_VectorTransform(index.chain.at(i)).apply(x)
+            scores, ids, work = self._search(index.index, x, n, k)
+            return scores, ids, work + transform_work(index) * n
+        if isinstance(index, faiss.IndexRefineFlat):
+            short = min(index.ntotal, int(k * index.k_factor))
+            _, ids, work = self._search(index.base_index, x, n, short)
+            scores = np.empty(ids.shape, np.float32)
+            ids = np.ascontiguousarray(ids)
+            unwrap(index.refine_index).compute_distance_subset(
+                n, faiss.swig_ptr(x), short, faiss.swig_ptr(scores), faiss.swig_ptr(ids)
+            )
+            far = -np.inf if self.metric == "ip" else np.inf
+            scores[ids < 0] = far
+            best = np.argsort(-scores if self.metric == "ip" else scores, axis=1, kind="stable")[:, :k]
+            work += search_work(index, n, k, Visits())
+            return np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1), work
         with counted_search() as visits:
             if isinstance(index, faiss.IndexIVF):
                 index.nprobe = min(self.nprobe, index.nlist)
-                # Only the choice of lists is a matrix product; the scan goes query by query, so padding stays out.
                 distances, lists = index.quantizer.search(x, index.nprobe)
                 hits = index.search_preassigned(x[:n], k, lists[:n], distances[:n])
+            elif isinstance(index, faiss.IndexHNSW):
+                hits = index.search(x[:n], k, params=faiss.SearchParametersHNSW(efSearch=self.ef))
             else:
-                hits = index.search(x, k, params=self._parameters(index))
-        scores[:], ids[:] = hits[0][:n], hits[1][:n]
-        return search_work(index, n, k, visits)
-
-    def _parameters(self, index: faiss.Index) -> object:
-        if isinstance(index, faiss.IndexHNSW):
-            return faiss.SearchParametersHNSW(efSearch=max(self.ef, 1))
-        core = self._core(self._index)
-        if isinstance(core, faiss.IndexIVF):
-            core.nprobe = min(self.nprobe, core.nlist)
-        if isinstance(core, faiss.IndexHNSW):
-            core.hnsw.efSearch = self.ef
-        return None
+                hits = index.search(x, k)
+        return hits[0][:n], hits[1][:n], search_work(index, n, k, visits)
 
     @staticmethod
-    def _core(index: faiss.Index) -> faiss.Index:
+    def _core(index: Any) -> Any:
         index = unwrap(index)
         while isinstance(index, faiss.IndexPreTransform | faiss.IndexRefineFlat):
             index = unwrap(index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index)
         return index
 
-    def _graph_work(self, graph: faiss.IndexHNSW, x: np.ndarray) -> Work:
+    def _graph_work(self, graph: Any, x: np.ndarray) -> Work:
         """FAISS does not count inserting into a graph: searching a sample as an insert would, times a known ratio."""
         sample = x[:: max(1, len(x) // 256)]
         with counted_search() as visits:
@@ -201,13 +223,16 @@ class Index:
         percent = 110 if self.metric == "l2" else 145
         return Work(*(part * percent * len(x) // (100 * len(sample)) for part in (work.flops, work.bytes)))
 
-    def _made(self, d: int) -> faiss.Index:
+    def _made(self, d: int) -> Any:
         if self._index is None:
             metric = faiss.METRIC_INNER_PRODUCT if self.metric == "ip" else faiss.METRIC_L2
             try:
                 made = faiss.index_factory(d, self.factory, metric)
             except RuntimeError as error:
-                raise ValueError(f"FAISS has no index {self.factory!r} for {d} dimensions: {error}") from error
+                raise ValueError(
+                    f"FAISS has no index {self.factory!r} for {d} dimensions: {error}"
+                ) from error
+            add_work(made, 0)  # refuses what it cannot count, before any work is done
             core = self._core(made)
             if hasattr(core, "do_polysemous_training"):
                 core.do_polysemous_training = False  # minutes of annealing that no search here uses
@@ -219,7 +244,9 @@ class Index:
     @staticmethod
     def _checked(vectors: Tensor) -> np.ndarray:
         if vectors.ndim != 2 or not vectors.is_floating_point():
-            raise ValueError(f"an index needs floating-point vectors [n, d], got {vectors.dtype} {tuple(vectors.shape)}")
+            raise ValueError(
+                f"an index needs floating-point vectors [n, d], got {vectors.dtype} {tuple(vectors.shape)}"
+            )
         x = np.ascontiguousarray(vectors.detach().cpu().float().numpy())
         if not np.isfinite(x).all():
             row = int(np.flatnonzero(~np.isfinite(x).all(1))[0])

@@ -55,7 +55,7 @@ class Neighbors:
             )
 
     @classmethod
-    def of(cls, scores: Tensor, ids: Tensor, *, flops: int = 0, bytes: int = 0) -> Neighbors:
+    def of(cls, scores: Tensor, ids: Tensor, *, flops: int = 0, bytes: int = 0) -> Neighbors:  # noqa: A002
         """From raw results in which a missing neighbour has a negative id: mask it, and put the rest first."""
         mask = ids >= 0
         if not bool(

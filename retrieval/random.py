@@ -38,7 +38,9 @@ class RandomSource(Source):
         self.build_flops = {}
         self.build_bytes = {}
         self.build_seconds = time.perf_counter() - begin
-        self.fingerprint = hashlib.sha256(f"random-1 {seed} {depth} {passages.fingerprint}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(
+            f"random-1 {seed} {depth} {passages.fingerprint}".encode()
+        ).hexdigest()
 
     def find(self, context: Int[np.ndarray, "n depth"], k: int, exclude: Int[np.ndarray, " n"]) -> Neighbors:
         """See :meth:`Source.search`."""

@@ -12,9 +12,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch  # isort: skip  (must come before faiss)
-import faiss  # isort: skip
+import faiss as _faiss  # isort: skip
+
+# FAISS ships type stubs that know half of its names.
+faiss: Any = _faiss
 
 __all__ = ["blas_threshold", "counters_lock", "faiss", "threads"]
 

@@ -84,7 +84,11 @@ def _batch_shape(inputs: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 @register_flop_formula(torch.ops.mnemograph.search, get_raw=True)
-def _price(inputs: Sequence[Tensor], store: int, k: int, *_: object, out_val: Any = None, **__: object) -> int:
+def _price(
+    inputs: Sequence[Tensor], store: int, k: int, *_: object, out_val: Any = None, **__: object
+) -> int:
     if inputs[0].is_meta or store not in _last_work:
-        raise NotImplementedError("the price of a search depends on the stored data: count a real call, not a meta one")
+        raise NotImplementedError(
+            "the price of a search depends on the stored data: count a real call, not a meta one"
+        )
     return _last_work[store][0]

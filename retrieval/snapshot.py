@@ -1,8 +1,8 @@
 """Folders that are there whole or not at all, and say what they are.
 
-A snapshot is written beside its place and renamed into it, every file flushed to the disk first. ``manifest.json`` names
-the kind and version of the format and the length and checksum of each file, so a damaged, cut or foreign folder
-is refused by name instead of being searched.
+A snapshot is written beside its place and renamed into it, every file flushed to the disk first. ``manifest.json``
+names the kind and version of the format and the length and checksum of each file, so a damaged, cut or foreign
+folder is refused by name instead of being searched.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def open_snapshot(path: str | Path, kind: str, version: int, *, verify: bool = T
         what = f"{path} holds no {kind}" if path.exists() else f"there is no {kind} at {path}"
         raise SnapshotError(f"{what}: build it first") from None
     except (ValueError, KeyError, TypeError, NotADirectoryError):
-        raise SnapshotError(f"{path / _MANIFEST} is damaged or foreign: delete {path} and build it again") from None
+        raise SnapshotError(
+            f"{path / _MANIFEST} is damaged or foreign: delete {path} and build it again"
+        ) from None
     if found != kind:
         raise SnapshotError(f"{path} is a {found}, not a {kind}: give another path")
     if newest > version:

@@ -128,4 +128,3 @@ def query_context(
     at = np.arange(time)[None, :, None] - np.arange(depth)
     found = np.take_along_axis(tokens[:, :, None], np.maximum(at, 0), axis=1)
     return np.where(at >= start[:, :, None], found, -1)
-

@@ -44,11 +44,12 @@ class SuffixSource(Source):
     r"""Entries whose preceding tokens agree with the query's for the longest stretch.
 
     The entries are sorted once by their context read backwards (a suffix array of the reversed text, built by
-    prefix doubling as in Manber and Myers, `Suffix arrays <https://doi.org/10.1137/0222058>`_ ), so the entries that match the last :math:`n`
-    tokens are one contiguous range for every :math:`n`, found by binary search. Ranges are emptied from the longest
-    match down to one token. Out of a range with more entries than wanted, places
-    :math:`i\,g \bmod \text{size}` with :math:`g \approx 0.618\,\text{size}`, coprime to it, are taken: spread evenly,
-    the same whenever asked, and a search for more neighbours only adds to those of a smaller one.
+    prefix doubling as in `Suffix arrays <https://doi.org/10.1137/0222058>`_ by Manber and Myers), so the entries that
+    match the last :math:`n` tokens are one contiguous range for every :math:`n`, found by binary search. Ranges are
+    emptied from the longest match down to one token. Out of a range with more entries than wanted, places
+    :math:`i\,g \bmod \text{size}` with :math:`g \approx 0.618\,\text{size}`, coprime to it, are taken: spread
+    evenly, and the same whenever asked. Of matches of one length at most four ``k`` are looked at before shorter ones,
+    unless excluded entries would leave a query with fewer than ``k``.
 
     The score is the number of tokens that match. A search does no floating-point arithmetic: its price is bytes, 8 for
     each probe of a binary search over :math:`N` distinct contexts (:math:`\lceil\log_2 N\rceil` probes, each also
@@ -90,7 +91,7 @@ class SuffixSource(Source):
         keys = np.zeros(n, np.int64)
         if n:
             recent = passages.tokens[entries].astype(np.int64) + 1
-            for j in range(unit):
+            for j in range(min(unit, n)):
                 weight = self._base ** (unit - 1 - j)
                 keys[j:] += np.where(age[j:] >= j, recent[: n - j] * weight, 0)
             del recent
@@ -115,7 +116,8 @@ class SuffixSource(Source):
             if width >= self.depth:
                 break
             keys = rank.astype(np.int64) << 32
-            keys[width:] |= np.where(age[width:] >= width, rank[: max(n - width, 0)], 0)
+            if width < n:
+                keys[width:] |= np.where(age[width:] >= width, rank[: n - width], 0)
             width *= 2
         # Sorting rank and place together keeps equal contexts in the order of the text.
         places = np.sort((rank.astype(np.int64) << 32) | np.arange(n)) & (2**32 - 1)
@@ -125,7 +127,8 @@ class SuffixSource(Source):
         """Where in the sorted store the entries stand that match 1, 2, ... tokens or more; and bytes."""
         n = len(context)
         known = (context >= 0).sum(1)
-        ranks = np.zeros((self.depth + 1, 2, n), np.int32)  # half-open, at the narrowest level that tells them
+        # Half-open ranges of ranks, at the first level wide enough to tell them.
+        ranks = np.zeros((self.depth + 1, 2, n), np.int32)
         # Neighbouring keys share the path of a binary search, so ask in sorted order.
         key = self._key(context, min(self._unit, self.depth))
         order = np.argsort(key)
@@ -146,7 +149,10 @@ class SuffixSource(Source):
                 half = at.width // 2
                 older = self._older(context, ranks, rows, follows[rows], level, length - half)
                 prefix = ranks[half, 0, rows].astype(np.int64) << 32
-                found = np.searchsorted(at.keys, prefix | older[0]), np.searchsorted(at.keys, prefix | older[1])
+                found = (
+                    np.searchsorted(at.keys, prefix | older[0]),
+                    np.searchsorted(at.keys, prefix | older[1]),
+                )
             ranks[length, :, rows] = np.stack(found, axis=1)
             low[rows, length - 1], high[rows, length - 1] = at.first[found[0]], at.first[found[1]]
             # Beyond the first level the older part of the context is looked up as well.
@@ -169,7 +175,13 @@ class SuffixSource(Source):
         return follows
 
     def _older(
-        self, context: np.ndarray, ranks: np.ndarray, rows: np.ndarray, follows: np.ndarray, level: int, length: int
+        self,
+        context: np.ndarray,
+        ranks: np.ndarray,
+        rows: np.ndarray,
+        follows: np.ndarray,
+        level: int,
+        length: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ranks below a level of the older part of contexts, taken from the row that asked for it or searched for."""
         half = self._levels[level].width // 2

@@ -27,10 +27,16 @@ from typing import Any
 
 from retrieval.runtime import counters_lock, faiss
 
-__all__ = ["Work", "add_work", "counted_search", "search_work", "train_work", "unwrap"]
-
-# HNSW inserts look at more candidates than a search of the finished graph does (measured, metric L2 and IP).
-_HNSW_INSERT = {"l2": 1.10, "ip": 1.45}
+__all__ = [
+    "Visits",
+    "Work",
+    "add_work",
+    "counted_search",
+    "search_work",
+    "train_work",
+    "transform_work",
+    "unwrap",
+]
 
 
 @dataclass
@@ -107,7 +113,7 @@ def _table(index: Any) -> int:
 
 
 @dataclass
-class _Visits:
+class Visits:
     """What FAISS's own counters say about one search."""
 
     entries: int = 0
@@ -116,19 +122,19 @@ class _Visits:
 
 
 @contextmanager
-def counted_search() -> Iterator[_Visits]:
+def counted_search() -> Iterator[Visits]:
     """Hold the counters for one call into FAISS and read them afterwards."""
     with counters_lock:
         ivf, hnsw = faiss.cvar.indexIVF_stats, faiss.cvar.hnsw_stats
         ivf.reset()
         hnsw.reset()
-        visits = _Visits()
+        visits = Visits()
         yield visits
         visits.entries, visits.lists, visits.hops = int(ivf.ndis), int(ivf.nlist), int(hnsw.ndis)
 
 
-def search_work(index: Any, n: int, k: int, visits: _Visits, *, coarse: bool = True) -> Work:
-    """Work of a search of ``n`` vectors for ``k`` neighbours.
+def search_work(index: Any, n: int, k: int, visits: Visits, *, coarse: bool = True) -> Work:
+    """Work of a search of ``n`` vectors for ``k`` neighbours, in front of and behind an inner index left out.
 
     Args:
         index: The FAISS index.
@@ -138,12 +144,8 @@ def search_work(index: Any, n: int, k: int, visits: _Visits, *, coarse: bool = T
         coarse: Whether the call chose the lists itself.
     """
     index = unwrap(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return _transform(index) * n + search_work(index.index, n, k, visits, coarse=coarse)
-    if isinstance(index, faiss.IndexRefineFlat):
-        short = min(index.ntotal, int(k * index.k_factor))
-        exact = Work(_pair(index), 4 * index.d) * (n * short)
-        return search_work(index.base_index, n, short, visits, coarse=coarse) + exact
+    if isinstance(index, faiss.IndexRefineFlat):  # what comes behind its base index
+        return Work(_pair(index), 4 * index.d) * (n * min(index.ntotal, int(k * index.k_factor)))
     if isinstance(index, faiss.MultiIndexQuantizer):
         return Work(_table(index) * n, 4 * index.pq.ksub * index.d * n)
     if isinstance(index, faiss.IndexFlat):
@@ -180,7 +182,7 @@ def train_work(index: Any, n: int) -> Work:
     index = unwrap(index)
     if isinstance(index, faiss.IndexPreTransform):
         # Principal components: one covariance and one eigendecomposition. Random rotations cost less than this.
-        _transform(index)
+        transform_work(index)
         return Work(2 * n * index.d**2 + 10 * index.d**3, 4 * n * index.d) + train_work(index.index, n)
     if isinstance(index, faiss.IndexRefineFlat):
         return train_work(index.base_index, n)
@@ -216,11 +218,11 @@ def add_work(index: Any, n: int, *, coarse: bool = True) -> Work:
     """Work of adding ``n`` vectors: choosing a list, subtracting its centroid, encoding; an HNSW graph apart."""
     index = unwrap(index)
     if isinstance(index, faiss.IndexPreTransform):
-        return _transform(index) * n + add_work(index.index, n, coarse=coarse)
+        return transform_work(index) * n + add_work(index.index, n, coarse=coarse)
     if isinstance(index, faiss.IndexRefineFlat):
         return add_work(index.base_index, n, coarse=coarse) + Work(0, 4 * index.d) * n
     if isinstance(index, faiss.MultiIndexQuantizer):
-        return search_work(index, n, 1, _Visits())
+        return search_work(index, n, 1, Visits())
     if isinstance(index, faiss.IndexFlat):
         return Work(0, 4 * index.d) * n
     if isinstance(index, faiss.IndexPQ | faiss.IndexPQFastScan):
@@ -228,7 +230,7 @@ def add_work(index: Any, n: int, *, coarse: bool = True) -> Work:
     if isinstance(index, _IVF):
         work = Work(0, 4 * index.d + index.code_size + 8) * n
         if coarse:
-            work += search_work(index.quantizer, n, 1, _Visits())
+            work += search_work(index.quantizer, n, 1, Visits())
         if getattr(index, "by_residual", False):
             work += Work(index.d) * n
         if isinstance(index, faiss.IndexIVFPQFastScan | faiss.IndexIVFPQ):
@@ -241,12 +243,15 @@ def add_work(index: Any, n: int, *, coarse: bool = True) -> Work:
     return Work(0, 4 * index.d) * n
 
 
-def _transform(index: Any) -> Work:
+def transform_work(index: Any) -> Work:
+    """Work of what an index does to one vector before it looks at it."""
     work = Work()
     for i in range(index.chain.size()):
         step = faiss.downcast_VectorTransform(index.chain.at(i))
         if isinstance(step, faiss.PCAMatrix | faiss.RandomRotationMatrix):
-            work += Work(2 * step.d_in * step.d_out + step.d_out * step.have_bias, 4 * (step.d_in + step.d_out))
+            work += Work(
+                2 * step.d_in * step.d_out + step.d_out * step.have_bias, 4 * (step.d_in + step.d_out)
+            )
         elif isinstance(step, faiss.NormalizationTransform):
             work += Work(3 * step.d_in, 8 * step.d_in)
         else:

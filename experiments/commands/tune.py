@@ -13,7 +13,7 @@ EXAMPLES = """\
   mnemograph tune --arms ngram --trials 16         more trials, for one arm and dense alike
 
 Trials that have finished are never repeated."""
-DENSE_WIDTHS = (48, 64, 96, 128)
+DENSE_WIDTHS = (32, 48, 64, 96)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.errors import ResultsError
+
 Row = Mapping[str, Any]
 
 # The name an axis has in a summary, and the column of a run that holds its amount.
@@ -21,10 +23,6 @@ AXES = {
 DENSE = "dense"
 CONTROL_TO_BEAT = "dense + counts"
 METRIC = "bits_per_byte"
-
-
-class ResultsError(ValueError):
-    """The rows cannot be compared; the message names the rows at fault and what to do."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +140,11 @@ def tabulate(rows: Iterable[Row], *, allow_mixed: bool = False) -> Table:
         ResultsError: no rows; two studies or corpora; two revisions without ``allow_mixed``; a row that
             lacks a column; two runs that claim the same place; no dense run.
     """
-    unique: dict[str, Row] = {}
+    unique: dict[tuple[str, str, str], Row] = {}
     for number, row in enumerate(rows, start=1):
         _check_columns(row, number)
-        unique[row["run"]] = row
+        # Derived rows carry their parent's run; arm and regime tell them apart.
+        unique[row["run"], row["arm"], row["regime"]] = row
     if not unique:
         raise ResultsError(
             "no results yet: run the study (`mnemograph compare`), then report on its results.jsonl"
@@ -168,7 +167,8 @@ def tabulate(rows: Iterable[Row], *, allow_mixed: bool = False) -> Table:
     if len(revisions) > 1 and not allow_mixed:
         raise ResultsError(
             f"rows of {len(revisions)} code revisions: {_counted(runs, 'code', revisions)}. Run the older "
-            "ones again, or pass allow_mixed=True if you know that the change between them touches no number"
+            "ones again, or pass allow_mixed=True (--allow-mixed) if you know that the change between them "
+            "touches no number"
         )
     finite = [row for row in runs if _finite(row)]
     diverged = tuple(
@@ -176,7 +176,7 @@ def tabulate(rows: Iterable[Row], *, allow_mixed: bool = False) -> Table:
         for row in runs
         if not _finite(row)
     )
-    cells = _group(finite, {row["run"]: row for row in runs})
+    cells = _group(finite, {row["run"]: row for row in runs if row.get("parent") is None})
     if not any(cell.arm == DENSE for cell in cells):
         raise ResultsError(
             "no finished dense run among the rows: a multiplier is read off the dense frontier, "

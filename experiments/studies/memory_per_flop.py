@@ -2,6 +2,7 @@
 
 from experiments.data import CodeCorpus
 from experiments.study import Study
+from experiments.tuning import tuned
 
 # Wide models take their steps on more text.
 SIZED = {96: {"batch": 8}, 128: {"batch": 8}, 192: {"batch": 8}}
@@ -13,10 +14,11 @@ study = Study(
     # ... or all of the training text: that is data access, not architecture, and reported apart.
     whole_corpus=("knn", "graph"),
     controls=("unigram table", "random neighbours", "shuffled edges"),
-    widths=(48, 64, 96, 128),
+    widths=(32, 48, 64, 96),
     budgets=(1e12, 3e12),
     reach=(3e11, 1e13),
-    best_width={3e11: 48, 1e12: 64, 3e12: 64, 1e13: 96},
+    best_width={3e11: 32, 1e12: 48, 3e12: 64, 1e13: 96},
     sized=SIZED,
+    tuned=tuned(),
     seeds=range(3),
 )

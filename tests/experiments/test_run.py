@@ -13,7 +13,7 @@ from experiments.run import Run, execute
 from experiments.workspace import Workspace
 
 SETTINGS = {"layers": 2, "heads": 2, "batch": 2, "time": 32, "k": 4, "evaluation_tokens": 512}
-BUDGET = 2e9
+BUDGET = 4e9
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def run_of(arm: str, regime: str, budget: float = BUDGET, **settings: object) ->
 )
 def test_every_arm_gives_a_whole_row(arm: str, regime: str, workspace: Workspace) -> None:
     row, *derived = execute(run_of(arm, regime, counts=arm in ("dense", "knn")), workspace)
-    assert 0.5 * BUDGET < row["train_flops"] <= BUDGET
+    assert 0.6 * BUDGET < row["train_flops"] <= BUDGET
     assert row["train_flops"] == sum(row["flops"].values())
     assert row["matmul_flops"] < row["train_flops"]
     assert row["tokens"] == row["steps"] * SETTINGS["batch"] * SETTINGS["time"]
@@ -79,9 +79,10 @@ def test_counting_changes_no_number_and_arms_share_their_data(workspace: Workspa
 
 def test_a_same_token_store_holds_what_was_trained_on(workspace: Workspace) -> None:
     row = execute(run_of("knn", SAME_TOKENS), workspace)[0]
-    (source,) = {id(s): s for s in workspace._sources.values() if len(s.passages) >= row["tokens"]}.values()
+    sizes = [len(source.passages) for source in workspace._sources.values()]
+    stored = min(size for size in sizes if size >= row["tokens"])
     # Each window brings its tokens and the last target.
-    assert row["tokens"] <= len(source.passages) <= row["tokens"] * (1 + 1 / SETTINGS["time"])
+    assert stored <= row["tokens"] * (1 + 1 / SETTINGS["time"])
 
 
 @pytest.mark.parametrize(
@@ -107,5 +108,9 @@ def test_a_diverging_run_is_stopped(workspace: Workspace) -> None:
 def test_the_key_follows_everything_that_defines_a_run() -> None:
     run = run_of("dense", NO_STORE)
     assert Run.from_dict(run.to_dict()).key("a") == run.key("a")
-    others = [run_of("ngram", NO_STORE), run_of("dense", NO_STORE, budget=3e9), run_of("dense", NO_STORE, time=16)]
+    others = [
+        run_of("ngram", NO_STORE),
+        run_of("dense", NO_STORE, budget=3e9),
+        run_of("dense", NO_STORE, time=16),
+    ]
     assert len({run.key("a"), run.key("b"), *(other.key("a") for other in others)}) == 5

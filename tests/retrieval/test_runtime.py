@@ -11,9 +11,14 @@ from retrieval.runtime import blas_threshold, faiss, threads
 
 def test_threads_are_set_in_both_and_restored():
     before = torch.get_num_threads(), faiss.omp_get_max_threads()
-    with pytest.raises(RuntimeError, match="inside"), threads(before[0] + 1):
-        assert torch.get_num_threads() == faiss.omp_get_max_threads() == before[0] + 1
-        raise RuntimeError("inside")
+
+    def fail():
+        with threads(before[0] + 1):
+            assert torch.get_num_threads() == faiss.omp_get_max_threads() == before[0] + 1
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert (torch.get_num_threads(), faiss.omp_get_max_threads()) == before
     with pytest.raises(ValueError, match="n >= 1"), threads(0):
         pass
@@ -21,9 +26,14 @@ def test_threads_are_set_in_both_and_restored():
 
 def test_blas_threshold_is_scoped():
     before = faiss.cvar.distance_compute_blas_threshold
-    with pytest.raises(RuntimeError, match="inside"), blas_threshold(123):
-        assert faiss.cvar.distance_compute_blas_threshold == 123
-        raise RuntimeError("inside")
+
+    def fail():
+        with blas_threshold(123):
+            assert faiss.cvar.distance_compute_blas_threshold == 123
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert faiss.cvar.distance_compute_blas_threshold == before
 
 
@@ -51,6 +61,8 @@ def test_a_forked_child_can_search():
 
 
 def test_torch_is_imported_before_faiss():
-    script = "import retrieval.runtime, sys; names = list(sys.modules); print(names.index('torch') < names.index('faiss'))"
+    script = (
+        "import retrieval.runtime, sys; m = list(sys.modules); print(m.index('torch') < m.index('faiss'))"
+    )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "True"

@@ -43,7 +43,10 @@ def test_meta_tensors_have_shapes_but_no_price():
     queries = torch.randn(2, 5, 8, device="meta")
     scores, ids, mask = torch.ops.mnemograph.search([queries], number, 3)
     assert scores.shape == ids.shape == mask.shape == (2, 5, 3)
-    with pytest.raises(NotImplementedError, match="depends on the stored data"), FlopCounterMode(display=False):
+    with (
+        pytest.raises(NotImplementedError, match="depends on the stored data"),
+        FlopCounterMode(display=False),
+    ):
         torch.ops.mnemograph.search([queries], number, 3)
 
 

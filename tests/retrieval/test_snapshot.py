@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -30,11 +32,34 @@ def test_replacing_keeps_what_readers_have_open(tmp_path):
 
 def test_a_failed_write_leaves_the_old_one(tmp_path):
     write(tmp_path / "box")
-    with pytest.raises(OSError, match="full"), writing_snapshot(tmp_path / "box", "box", 1, {}) as folder:
-        (folder / "data.bin").write_bytes(b"half")
-        raise OSError("disk full")
+
+    def fail():
+        with writing_snapshot(tmp_path / "box", "box", 1, {}) as folder:
+            (folder / "data.bin").write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
     assert open_snapshot(tmp_path / "box", "box", 1) == {"answer": 42}
     assert [path.name for path in tmp_path.iterdir()] == ["box"]
+
+
+KILLED = """
+import os, sys
+from retrieval.snapshot import writing_snapshot
+with writing_snapshot(sys.argv[1], "box", 1, {}) as folder:
+    (folder / "data.bin").write_bytes(b"half")
+    os._exit(9)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_the_old_one(tmp_path):
+    write(tmp_path / "box")
+    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "box")], check=False)
+    assert run.returncode == 9
+    assert open_snapshot(tmp_path / "box", "box", 1) == {"answer": 42}
+    write(tmp_path / "box", b"new")
+    assert (tmp_path / "box" / "data.bin").read_bytes() == b"new"
 
 
 def flip(path):

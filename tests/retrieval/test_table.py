@@ -15,7 +15,7 @@ def batches(passages, sizes=(3, 1, 4)):
 
 @pytest.mark.parametrize("make", [SuffixSource, ContextSource])
 def test_rows_are_what_the_source_says(tmp_path, make):
-    passages = documents(1)
+    passages = documents(1, n=2, longest=6)
     source = make(passages)
     done: list[int] = []
     table = NeighborTable.build(tmp_path / "t", source, batches(passages), 4, progress=done.append)
@@ -66,7 +66,10 @@ def test_a_damaged_table_is_refused(tmp_path):
 def test_a_build_that_fails_leaves_nothing(tmp_path):
     passages = documents(3)
     source = SuffixSource(passages)
-    for bad, match in (([], "no rows"), ([*batches(passages), (torch.ones(1, 5, dtype=torch.long), None, None)], "14")):
+    for bad, match in (
+        ([], "no rows"),
+        ([*batches(passages), (torch.ones(1, 5, dtype=torch.long), None, None)], "14"),
+    ):
         with pytest.raises(ValueError, match=match):
             NeighborTable.build(tmp_path / "t", source, bad, 3)
         assert not list(tmp_path.iterdir())
