@@ -22,7 +22,7 @@ from experiments.evaluation import Evaluation, Scored, evaluate, read_bill, with
 from experiments.ledger import Ledger
 from experiments.neighborhood import Neighborhood
 from experiments.revision import commit
-from experiments.training import train, tune_allocator
+from experiments.training import conclude, train, tune_allocator
 from experiments.workspace import Workspace
 from mann import LanguageModule, Transformer
 from mann.optim import parameter_roles
@@ -145,9 +145,14 @@ class _Execution:
         network = self._network(source)
         module = self._module(network, n_windows // batch)
         begin = time.perf_counter()
-        train(self.run, self.workspace, module, self.settings, n_windows, neighbors, self.progress)
+        logger = train(
+            self.run, self.workspace, module, self.settings, n_windows, neighbors, sample.flops, self.progress
+        )
         self.seconds["train"] = time.perf_counter() - begin
-        return self._results(sample, network, source, neighbors, n_windows)
+        rows = self._results(sample, network, source, neighbors, n_windows)
+        if logger is not None:
+            conclude(logger, rows[0])
+        return rows
 
     def _provide(self, window_flops: int) -> tuple[Source | None, Neighborhood | None, int]:
         """As many windows as the budget pays for, and their neighbours; a store may hold no others."""

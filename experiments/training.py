@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # A run is short or long: one that ends within minutes is cheaper to repeat than to save.
 CHECKPOINT_FLOPS = 2e13
 CHECKPOINT_STEPS = 500
+LOG_STEPS = 100
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -41,18 +43,23 @@ def tune_allocator() -> None:
 
 
 class ProgressReport(L.Callback):
-    """Passes the share of steps done on, a few times a second at most.
+    """Passes the share of steps done on, a few times a second at most, and logs the compute spent so far.
 
     Args:
         report: Called with ``("train", share)``.
+        step_flops: FLOPs of one step, so that curves can be drawn over compute.
     """
 
-    def __init__(self, report: Callable[[str, float], None]) -> None:
+    def __init__(self, report: Callable[[str, float], None], step_flops: int) -> None:
         self.report = report
+        self.step_flops = step_flops
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % 16 == 0:
-            self.report("train", trainer.global_step / max(1, trainer.max_steps))
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step % 16 == 0:
+            self.report("train", step / max(1, trainer.max_steps))
+        if step % LOG_STEPS == 0 and trainer.logger is not None:
+            module.log("train_flops", float(step * self.step_flops), batch_size=1)
 
 
 def train(
@@ -62,8 +69,9 @@ def train(
     settings: Mapping[str, Any],
     n_windows: int,
     neighbors: Neighborhood | None,
+    step_flops: int,
     progress: Callable[[str, float], None],
-) -> None:
+) -> Logger | None:
     """Fit ``module`` on the first ``n_windows`` windows of the run's order; resumes from the run's own checkpoint.
 
     Args:
@@ -73,7 +81,11 @@ def train(
         settings: Batch, window length, precision.
         n_windows: Windows to train on.
         neighbors: Neighbours of the windows, for arms that read a store.
+        step_flops: FLOPs of one step.
         progress: Told how far it is.
+
+    Returns:
+        The W&B logger of the run, still open, where there is one.
     """
     folder = workspace.out / "checkpoints" / run.key(workspace.corpus.fingerprint)
     data = WindowData(
@@ -84,7 +96,7 @@ def train(
         seed=run.seed,
         neighbors=None if neighbors is None else {"train": neighbors},
     )
-    callbacks: list[L.Callback] = [ProgressReport(progress)]
+    callbacks: list[L.Callback] = [ProgressReport(progress, step_flops)]
     saving = run.budget >= CHECKPOINT_FLOPS
     if saving:
         callbacks.append(
@@ -107,20 +119,39 @@ def train(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             limit_val_batches=0,
-            log_every_n_steps=100,
+            log_every_n_steps=LOG_STEPS,
         )
         trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     last.unlink(missing_ok=True)
+    return logger
 
 
-def _logger(run: Run, workspace: Workspace) -> Logger | None:
+def conclude(logger: Logger, row: Mapping[str, Any]) -> None:
+    """Put what a run found into its W&B summary, and end it.
+
+    Args:
+        logger: What :func:`train` returned.
+        row: The run's line of results.
+    """
+    found = {key: row[key] for key in ("train_flops", "read_flops", "train_seconds", "train_bytes", "tokens")}
+    found |= {f"flops/{phase}": flops for phase, flops in row["flops"].items()}
+    found |= {f"params/{kind}": count for kind, count in row["params"].items()}
+    for split, losses in row["losses"].items():
+        found |= {f"{split}/{metric}": value for metric, value in losses.items()}
+    found |= {f"copying/{copy}": nats for copy, nats in row["probes"].get("copying", {}).items()}
+    assert isinstance(logger, WandbLogger)
+    logger.experiment.summary.update(found)
+    logger.experiment.finish()
+
+
+def _logger(run: Run, workspace: Workspace) -> WandbLogger | None:
     if workspace.wandb == "off":
         return None
     folder = Path(workspace.out) / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
+    logger = WandbLogger(
         name=run.label(),
         group=run.study,
         project="mnemograph",
@@ -128,4 +159,7 @@ def _logger(run: Run, workspace: Workspace) -> Logger | None:
         offline=workspace.wandb == "offline",
         config=run.to_dict(),
         reinit="finish_previous",
+        settings=wandb.Settings(silent=True, console="off"),
     )
+    logger.experiment.define_metric("train/*", step_metric="train_flops")
+    return logger

@@ -114,3 +114,12 @@ def test_the_key_follows_everything_that_defines_a_run() -> None:
         run_of("dense", NO_STORE, time=16),
     ]
     assert len({run.key("a"), run.key("b"), *(other.key("a") for other in others)}) == 5
+
+
+def test_wandb_offline_needs_no_account_and_keeps_the_run(corpus: TextCorpus, tmp_path: Path) -> None:
+    workspace = Workspace(corpus, tmp_path / "out", tmp_path / "cache", wandb="offline")
+    execute(run_of("dense", NO_STORE, budget=2e10), workspace)
+    (record,) = (tmp_path / "out" / "wandb").rglob("run-*.wandb")
+    content = record.read_bytes()
+    for name in (b"train/nats_per_token", b"train_flops", b"test/bits_per_byte", b"copying/second"):
+        assert name in content
