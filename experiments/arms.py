@@ -62,7 +62,7 @@ ARMS: dict[str, Arm] = {
         Arm("knn", _retrieved, ContextSource),
         Arm("graph", partial(_retrieved, **_GRAPH), ContextSource),
         Arm("suffix graph", partial(_retrieved, **_GRAPH), SuffixSource),
-        Arm("unigram table", partial(_ngram, orders=(1,)), control=True),
+        Arm("unigram table", partial(_ngram, orders=(1,), n_heads=4), control=True),
         Arm("random neighbours", _retrieved, RandomSource, control=True),
         Arm("shuffled edges", partial(_retrieved, **_SHUFFLED), ContextSource, control=True),
     )

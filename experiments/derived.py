@@ -13,6 +13,7 @@ from filelock import FileLock
 from experiments.controls import CountModel, Mixture, cross_fitted_nats
 from experiments.data import Corpus
 from experiments.evaluation import Evaluation, Scored
+from experiments.revision import code_digest
 from retrieval import Passages
 
 ORDER = 5
@@ -57,6 +58,8 @@ class Counts:
     ) -> None:
         shape = {name: (len(e.chosen), e.windows.length) for name, e in evaluations.items()}
         path = folder / "counts" / f"{corpus.fingerprint[:16]}-{passages.fingerprint[:16]}-{_digest(shape)}"
+        code = code_digest(("experiments.controls", "experiments.data", "experiments.derived"))
+        path = path.with_name(f"{path.name}-{code}")
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.with_suffix(".json").exists():

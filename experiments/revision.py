@@ -23,6 +23,7 @@ DECISIVE = (
     "experiments.neighborhood",
     "experiments.run",
     "experiments.training",
+    "experiments.workspace",
 )
 
 

@@ -144,11 +144,9 @@ class _Execution:
         source, neighbors, n_windows = self._provide(sample.flops // batch)
         network = self._network(source)
         module = self._module(network, n_windows // batch)
-        begin = time.perf_counter()
-        logger = train(
+        self.seconds["train"], logger = train(
             self.run, self.workspace, module, self.settings, n_windows, neighbors, sample.flops, self.progress
         )
-        self.seconds["train"] = time.perf_counter() - begin
         rows = self._results(sample, network, source, neighbors, n_windows)
         if logger is not None:
             conclude(logger, rows[0])
@@ -179,7 +177,13 @@ class _Execution:
             )
         if self.arm.source is not None:
             windows = max(batch, _on_grid(int(windows), GRID))
-        return min(int(windows) // batch, len(self.windows) // batch) * batch
+        n_windows = int(windows) // batch * batch
+        if n_windows > len(self.windows):
+            raise RunError(
+                f"{self.run.label()} would train on {n_windows * self.windows.length:,} tokens, but the text has "
+                f"{len(self.windows) * self.windows.length:,}: lower the budget, or bring more text"
+            )
+        return n_windows
 
     def _source(self, n_windows: int) -> Source | None:
         if self.arm.source is None:
@@ -225,12 +229,17 @@ class _Execution:
             batch["neighbors"] = Neighbors(
                 torch.ones(shape), torch.zeros(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.bool)
             )
-        with Ledger(network) as ledger:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.settings["precision"] == "bf16-mixed"):
+
+        def step() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
                 loss = module(batch)
             loss.backward()
-            with ledger.phase("optimizer"):
-                optimizer.step()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()  # the first one also fills the optimizer's state, which no other does
+        with Ledger(network) as ledger:
+            step()
         return ledger
 
     def _results(
@@ -356,7 +365,8 @@ class _Execution:
             "params": {"total": total, "active": total - count["table"], "table": count["table"]},
             "flops": flops,
             "train_flops": sum(flops.values()),
-            "matmul_flops": step.matmul_flops * steps,
+            # A store has no other arithmetic than products and look-ups: all of it counts under either convention.
+            "matmul_flops": step.matmul_flops * steps + flops["search"] + flops["build"],
             "build": build,
             "bytes": moved,
             "train_bytes": sum(moved.values()),

@@ -37,7 +37,7 @@ class Study:
         budgets: Training FLOPs, everything counted.
         seeds: Each decides initial weights and order of data.
         whole_corpus: Arms that may look up all of the training text; another question, so never in one row.
-        controls: Arms that explain the others.
+        controls: Arms that explain the others; those with a store run in each regime that is compared.
         control_seeds: How many of the seeds the controls run with.
         reach: Budgets only dense runs at, below and above the others, so that multipliers on both sides of 1
             can be read off the frontier; with the first seed, the spread being known from the other budgets.
@@ -140,7 +140,7 @@ class Study:
         rising, falling = sorted(self.budgets), sorted(self.budgets, reverse=True)
         same = [(arm, self._regime(arm)) for arm in map(self._arm, self.arms) if arm.name != DENSE]
         whole = [(arm, WHOLE_CORPUS) for arm in map(self._arm, self.whole_corpus)]
-        controls = [(arm, self._regime(arm)) for arm in map(self._arm, self.controls)]
+        controls = [(arm, regime) for arm in map(self._arm, self.controls) for regime in self._regimes(arm)]
         dense = [(arm_named(DENSE, self.arm_table), NO_STORE)]
         # The one large store takes longest: the first worker begins with it while the others train dense, and
         # arms that would wait for it come later.
@@ -190,6 +190,11 @@ class Study:
     def _regime(self, arm: Arm) -> str:
         # A memory without a store knows what it was trained on, which is the same question.
         return NO_STORE if arm.name == DENSE else SAME_TOKENS
+
+    def _regimes(self, arm: Arm) -> tuple[str, ...]:
+        """A control belongs beside every claim it explains, in its regime."""
+        both = arm.source is not None and bool(self.whole_corpus)
+        return (self._regime(arm), WHOLE_CORPUS) if both else (self._regime(arm),)
 
     def _arm(self, arm: str | Arm) -> Arm:
         return arm if isinstance(arm, Arm) else arm_named(arm, ARMS)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from experiments.data.module import WindowData
 from experiments.neighborhood import Neighborhood
@@ -53,6 +53,22 @@ class ProgressReport(L.Callback):
     def __init__(self, report: Callable[[str, float], None], step_flops: int) -> None:
         self.report = report
         self.step_flops = step_flops
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+    def state_dict(self) -> dict[str, float]:
+        """Seconds of training so far: a resumed run has taken those of its earlier parts too."""
+        return {"seconds": self.seconds + time.perf_counter() - self._since}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on counting."""
+        self.seconds = state_dict["seconds"]
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
@@ -71,7 +87,7 @@ def train(
     neighbors: Neighborhood | None,
     step_flops: int,
     progress: Callable[[str, float], None],
-) -> Logger | None:
+) -> tuple[float, WandbLogger | None]:
     """Fit ``module`` on the first ``n_windows`` windows of the run's order; resumes from the run's own checkpoint.
 
     Args:
@@ -85,9 +101,11 @@ def train(
         progress: Told how far it is.
 
     Returns:
-        The W&B logger of the run, still open, where there is one.
+        Seconds of training, and the W&B logger of the run, still open, where there is one.
     """
-    folder = workspace.out / "checkpoints" / run.key(workspace.corpus.fingerprint)
+    # Another code would not go on as the one that wrote the checkpoint.
+    key = run.key(workspace.corpus.fingerprint)
+    folder = workspace.out / "checkpoints" / f"{key}-{workspace.revision}"
     data = WindowData(
         workspace.corpus,
         settings["time"],
@@ -96,7 +114,8 @@ def train(
         seed=run.seed,
         neighbors=None if neighbors is None else {"train": neighbors},
     )
-    callbacks: list[L.Callback] = [ProgressReport(progress, step_flops)]
+    report = ProgressReport(progress, step_flops)
+    callbacks: list[L.Callback] = [report]
     saving = run.budget >= CHECKPOINT_FLOPS
     if saving:
         callbacks.append(
@@ -125,10 +144,10 @@ def train(
     if trainer.interrupted:
         raise KeyboardInterrupt
     last.unlink(missing_ok=True)
-    return logger
+    return report.seconds, logger
 
 
-def conclude(logger: Logger, row: Mapping[str, Any]) -> None:
+def conclude(logger: WandbLogger, row: Mapping[str, Any]) -> None:
     """Put what a run found into its W&B summary, and end it.
 
     Args:
@@ -141,7 +160,6 @@ def conclude(logger: Logger, row: Mapping[str, Any]) -> None:
     for split, losses in row["losses"].items():
         found |= {f"{split}/{metric}": value for metric, value in losses.items()}
     found |= {f"copying/{copy}": nats for copy, nats in row["probes"].get("copying", {}).items()}
-    assert isinstance(logger, WandbLogger)
     logger.experiment.summary.update(found)
     logger.experiment.finish()
 
@@ -149,6 +167,8 @@ def conclude(logger: Logger, row: Mapping[str, Any]) -> None:
 def _logger(run: Run, workspace: Workspace) -> WandbLogger | None:
     if workspace.wandb == "off":
         return None
+    import wandb  # a second of start-up that runs without it need not pay
+
     folder = Path(workspace.out) / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     logger = WandbLogger(
@@ -157,7 +177,14 @@ def _logger(run: Run, workspace: Workspace) -> WandbLogger | None:
         project="mnemograph",
         save_dir=str(folder),
         offline=workspace.wandb == "offline",
-        config=run.to_dict(),
+        id=run.key(workspace.corpus.fingerprint),
+        resume="allow",
+        config={
+            **run.to_dict(),
+            "corpus": workspace.corpus.fingerprint,
+            "code": workspace.revision,
+            "versions": workspace.versions,
+        },
         reinit="finish_previous",
         settings=wandb.Settings(silent=True, console="off"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
@@ -10,14 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from filelock import FileLock
 
 from experiments.arms import ARMS, SAME_TOKENS, Arm
 from experiments.data import Corpus, Windows, training_order
-from experiments.neighborhood import LazySource, Neighborhood
+from experiments.errors import RunError
+from experiments.neighborhood import PIECE, LazySource, Neighborhood
 from experiments.revision import code_digest
 from retrieval import Passages, Source
 
+# Stores of single runs that a process keeps.
+KEPT = 3
 _PACKAGES = ("torch", "torch-geometric", "faiss-cpu", "lightning", "numpy", "tokenizers", "mnemograph")
 
 
@@ -76,12 +81,20 @@ class Workspace:
             passages = windows.passages(order, self.corpus.vocab_size)
         else:
             passages = self._whole
-        return self._sources.setdefault((arm.source, passages.fingerprint), self._lazy(arm.source, passages))
+        lazy = self._lazy(arm.source, passages)
+        # Of the stores of one run's tokens only the latest stay in memory; the whole corpus' is used again and again.
+        if regime == SAME_TOKENS:
+            for other in [key for key, kept in self._sources.items() if kept.passages is not passages][
+                :-KEPT
+            ]:
+                if self._sources[other].passages is not self.__dict__.get("_whole"):
+                    del self._sources[other]
+        return self._sources.setdefault(lazy.fingerprint, lazy)
 
     def _lazy(self, build: Callable[[Passages], Source], passages: Passages) -> LazySource:
-        name = getattr(build, "__qualname__", None) or repr(build)
         # Tables outlive the code that made them: other search code, other tables.
-        text = f"{name} {code_digest(('retrieval',))} {passages.fingerprint}"
+        code = code_digest(("retrieval", "experiments.data", "experiments.neighborhood"))
+        text = f"{_named(build)} {code} {self.versions['faiss-cpu']} {passages.fingerprint}"
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
         def built() -> Source:
@@ -97,18 +110,32 @@ class Workspace:
         return self.corpus.train.passages(self.corpus.vocab_size)
 
     @cached_property
-    def _sources(self) -> dict[tuple[Any, str], LazySource]:
+    def _sources(self) -> dict[str, LazySource]:
         return {}
 
     def neighborhood(
         self, source: Source, windows: Windows, order: Any, label: str, k: int, *, exclude: bool
     ) -> Neighborhood:
         """Neighbours of windows, in the shared cache."""
-        key = hashlib.sha256(
-            f"{source.fingerprint} {self.corpus.fingerprint} {label} {windows.length} {k}".encode()
-        ).hexdigest()[:24]
+        # Which windows: a list that begins alike may share its tables, one that is spread otherwise may not.
+        first = np.ascontiguousarray(order[:PIECE], dtype=np.int64).tobytes()
+        about = f"{source.fingerprint} {self.corpus.fingerprint} {label} {windows.length} {k} {exclude}"
+        key = hashlib.sha256(about.encode() + first).hexdigest()[:24]
         return Neighborhood(self.cache / "neighbors" / key, source, windows, order, k, exclude=exclude)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("spec", "out", "cache", "wandb", "arms")
         return {name: self.__dict__[name] for name in kept}
+
+
+def _named(build: Any) -> str:
+    """What a store is made with, as text that changes when it does."""
+    if isinstance(build, functools.partial):
+        return f"{_named(build.func)} {build.args!r} {sorted(build.keywords.items())!r}"
+    name = f"{getattr(build, '__module__', '')}.{getattr(build, '__qualname__', '')}"
+    if "<" in name or not hasattr(build, "__qualname__"):
+        raise RunError(
+            f"the source {build!r} has no name that tells it from another: give Arm(source=...) a class, or "
+            "functools.partial of one"
+        )
+    return f"{name} {code_digest((build.__module__,))}"

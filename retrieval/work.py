@@ -154,8 +154,7 @@ def search_work(index: Any, n: int, k: int, visits: Visits, *, coarse: bool = Tr
         each = Work(_pair(index) + _decode(index), index.code_size)
         return each * (n * index.ntotal)
     if isinstance(index, faiss.IndexPQ | faiss.IndexPQFastScan):
-        scanned = 0 if isinstance(index, faiss.IndexPQFastScan) else index.pq.M
-        return Work(_table(index), 4 * index.pq.M * index.pq.ksub) * n + Work(scanned, index.code_size) * (
+        return Work(_table(index), 4 * index.pq.M * index.pq.ksub) * n + Work(index.pq.M, index.code_size) * (
             n * index.ntotal
         )
     if isinstance(index, faiss.IndexHNSWFlat | faiss.IndexHNSWSQ):
@@ -169,10 +168,9 @@ def search_work(index: Any, n: int, k: int, visits: Visits, *, coarse: bool = Tr
     # An entry's id is read with its code.
     entry_bytes = index.code_size + 8
     if isinstance(index, faiss.IndexIVFPQFastScan | faiss.IndexIVFPQ):
-        fast = isinstance(index, faiss.IndexIVFPQFastScan)
         tables = visits.lists if index.by_residual and index.metric_type == faiss.METRIC_L2 else n
         work += Work(_table(index), 4 * index.pq.M * index.pq.ksub) * tables
-        return work + Work(0 if fast else index.pq.M, entry_bytes) * visits.entries
+        return work + Work(index.pq.M, entry_bytes) * visits.entries
     each = _pair(index) + (_decode(index) if isinstance(index, faiss.IndexIVFScalarQuantizer) else 0)
     return work + Work(each, entry_bytes) * visits.entries
 

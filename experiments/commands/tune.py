@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     with Results(arguments.out, corpus.fingerprint, "tuning") as results:
         print(cost(runs, results.rows, workers))
         failed = carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
-        found = best(results.rows)
+        planned = {run.key(corpus.fingerprint) for run in runs}
+        found = best([row for row in results.rows if row["run"] in planned])
     path = arguments.out / "tuned.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     for entry in found:
