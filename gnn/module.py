@@ -23,6 +23,9 @@ class NodeModule(LightningModule):
         lr: Rate of Adam.
         weight_decay: L2 penalty on the first layer only, as in Kipf and Welling (2017): the parameters of the first
             child of ``encoder.convs``, or of everything where there is none.
+
+    Shapes:
+        data: ``x`` ``[nodes, features]``, ``y`` ``[nodes]``, masks ``[nodes]``; result: ``[nodes, classes]``
     """
 
     def __init__(self, encoder: nn.Module, *, lr: float = 0.01, weight_decay: float = 5e-4) -> None:

@@ -1,0 +1,81 @@
+"""The workspace: stores and tables are shared when, and only when, they are the same."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.arms import WHOLE_CORPUS, Arm
+from experiments.data import TextCorpus, Windows
+from experiments.errors import RunError
+from experiments.neighborhood import PIECE
+from experiments.workspace import Workspace
+from retrieval import SuffixSource
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("workspace")
+    text = TextCorpus(Path(__file__).parent, vocab_size=257, cache=folder, pattern="*.py")
+    return Workspace(text, folder / "out", folder / "cache")
+
+
+def arm(**options: int) -> Arm:
+    return Arm("mine", source=partial(SuffixSource, **options))
+
+
+def test_stores_that_differ_do_not_share_and_equal_ones_do(workspace: Workspace) -> None:
+    windows = Windows(workspace.corpus.train, 32)
+    four, again, eight = (
+        workspace.source(arm(max_order=order), WHOLE_CORPUS, windows, 0, 8) for order in (4, 4, 8)
+    )
+    assert four.fingerprint == again.fingerprint != eight.fingerprint
+    assert four is again
+
+
+def test_a_store_without_a_name_is_refused(workspace: Workspace) -> None:
+    windows = Windows(workspace.corpus.train, 32)
+    nameless = Arm("mine", source=lambda passages: SuffixSource(passages))
+    with pytest.raises(RunError, match="functools.partial"):
+        workspace.source(nameless, WHOLE_CORPUS, windows, 0, 8)
+
+
+def test_tables_follow_the_windows_they_were_made_for(workspace: Workspace) -> None:
+    windows = Windows(workspace.corpus.valid, 32)
+    source = workspace.source(arm(max_order=4), WHOLE_CORPUS, windows, 0, 8)
+    few, many = np.arange(0, 40, 2), np.arange(0, 40, 1)
+    tables = [
+        workspace.neighborhood(source, windows, rows, "valid", 2, exclude=False) for rows in (few, many)
+    ]
+    assert tables[0].folder != tables[1].folder
+    for rows, table in zip((few, many), tables, strict=True):
+        table.prepare(len(rows))
+        found = table.rows(torch.tensor([3, 5]))
+        batch = windows.batch(rows[[3, 5]])
+        direct = source.search(batch["tokens"], 2, documents=batch["documents"])
+        assert torch.equal(found.ids, direct.ids)
+        assert torch.equal(found.mask, direct.mask)
+        flops, moved, seconds = table.work(len(rows))
+        assert flops == 0
+        assert moved > 0
+        assert seconds > 0
+    assert set(table.store_bill()) == {"flops", "bytes", "seconds"}
+
+
+def test_a_longer_list_shares_the_tables_of_its_beginning(workspace: Workspace) -> None:
+    windows = Windows(workspace.corpus.train, 8)
+    source = workspace.source(arm(max_order=4), WHOLE_CORPUS, windows, 0, 8)
+    order = np.arange(PIECE + 20)
+    short, long = (
+        workspace.neighborhood(source, windows, order[:n], "train", 2, exclude=True)
+        for n in (PIECE, PIECE + 20)
+    )
+    assert short.folder == long.folder
+    long.prepare(PIECE + 20)
+    across = long.rows(torch.tensor([PIECE - 1, PIECE]))
+    assert across.ids.shape == (2, 8, 2)
+    documents = windows.batch(order[[PIECE - 1, PIECE]])["documents"]
+    labels = torch.from_numpy(source.passages.labels.astype(np.int64))
+    assert not (labels[across.ids] == documents[..., None])[across.mask].any()
