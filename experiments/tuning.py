@@ -10,7 +10,8 @@ from typing import Any
 
 from scipy.stats import qmc
 
-from experiments.run import Run
+from experiments.run import DEFAULTS, Run
+from mann.module import RATES
 
 # Step sizes by parameter role, searched on a log scale. Roles an arm lacks are ignored by its optimiser.
 RANGES: dict[str, tuple[float, float]] = {
@@ -26,13 +27,15 @@ SEED = 1000
 
 
 def trials(count: int) -> list[dict[str, Any]]:
-    """Settings to try: the first points of one Sobol sequence, the same for everybody.
+    """Settings to try: the defaults, then the first points of one Sobol sequence; the same for everybody.
 
     Args:
-        count: How many; powers of two cover the ranges best.
+        count: How many points; powers of two cover the ranges best.
     """
+    found: list[dict[str, Any]] = [{"rates": dict(RATES), "layers": DEFAULTS["layers"]}]
+    if not count:
+        return found
     points = qmc.Sobol(len(RANGES) + 1, scramble=True, rng=0).random(count)
-    found = []
     for point in points:
         rates = {
             role: float(f"{low * (high / low) ** share:.3g}")

@@ -22,7 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("runs/tuning"), metavar="DIR", help="where trials go"
     )
     parser.add_argument("--budget", type=float, default=1e12, metavar="FLOPS", help="of one trial")
-    parser.add_argument("--trials", type=int, default=8, metavar="N", help="per arm and width")
+    parser.add_argument(
+        "--trials", type=int, default=8, metavar="N", help="per arm and width, beside the defaults"
+    )
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these (dense is always tuned)")
     parser.add_argument("--width", type=int, default=64, metavar="N", help="width of the arms")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
