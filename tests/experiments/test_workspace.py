@@ -38,7 +38,7 @@ def test_stores_that_differ_do_not_share_and_equal_ones_do(workspace: Workspace)
 def test_a_store_without_a_name_is_refused(workspace: Workspace) -> None:
     windows = Windows(workspace.corpus.train, 32)
     nameless = Arm("mine", source=lambda passages: SuffixSource(passages))
-    with pytest.raises(RunError, match="functools.partial"):
+    with pytest.raises(RunError, match=r"functools\.partial"):
         workspace.source(nameless, WHOLE_CORPUS, windows, 0, 8)
 
 
