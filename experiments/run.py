@@ -49,7 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "trials": 0,
 }
 # What an arm with a store keeps back for building and searching it; what is left over stays unspent.
-STORE_SHARE = {NO_STORE: 0.0, SAME_TOKENS: 0.01, WHOLE_CORPUS: 0.05}
+STORE_SHARE = {NO_STORE: 0.0, SAME_TOKENS: 0.09, WHOLE_CORPUS: 0.12}
 # Numbers of windows are rounded down to a grid of eight per octave, so that arms of similar cost share one store.
 GRID = 8
 
@@ -155,17 +155,20 @@ class _Execution:
     def _provide(self, window_flops: int) -> tuple[Source | None, Neighborhood | None, int]:
         """As many windows as the budget pays for, and their neighbours; a store may hold no others."""
         batch, budget = self.settings["batch"], self.run.budget
-        overhead = budget * STORE_SHARE[self.run.regime]
+        build, search = budget * STORE_SHARE[self.run.regime], 0.0
         while True:
-            n_windows = self._affordable((budget - overhead) / window_flops)
+            n_windows = self._affordable((budget - build) / (window_flops + search))
             source = self._source(n_windows)
             neighbors = self._neighborhood(source, n_windows)
             if neighbors is None:
                 return source, neighbors, n_windows
             # What building and searching took is known only now; where it was more than was kept back, a smaller
             # store is made, so that the bill stays within the budget.
-            overhead = sum(neighbors.store_bill()["flops"].values()) + neighbors.work(n_windows)[0]
-            if overhead + n_windows * window_flops <= budget or n_windows == batch:
+            build, search = (
+                sum(neighbors.store_bill()["flops"].values()),
+                neighbors.work(n_windows)[0] / n_windows,
+            )
+            if build + n_windows * (window_flops + search) <= budget or n_windows == batch:
                 return source, neighbors, n_windows
 
     def _affordable(self, windows: float) -> int:

@@ -39,6 +39,7 @@ class Study:
         whole_corpus: Arms that may look up all of the training text; another question, so never in one row.
         controls: Arms that explain the others; those with a store run in each regime that is compared.
         control_seeds: How many of the seeds the controls run with.
+        control_budgets: The budgets controls run at; all by default.
         reach: Budgets only dense runs at, below and above the others, so that multipliers on both sides of 1
             can be read off the frontier; with the first seed, the spread being known from the other budgets.
         best_width: What tuning found, by budget; others take the one of the nearest budget.
@@ -61,6 +62,7 @@ class Study:
     whole_corpus: Sequence[str | Arm] = ()
     controls: Sequence[str | Arm] = ()
     control_seeds: int = 1
+    control_budgets: Sequence[float] = ()
     reach: Sequence[float] = ()
     best_width: Mapping[float, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -151,13 +153,14 @@ class Study:
         yield from self._at(dense, self.reach, first)
         for width in self.widths:
             yield from self._at(dense, rising, first, width)
-        yield from self._at(controls, falling, first)
+        explained = sorted(set(self.control_budgets) & set(self.budgets) or self.budgets, reverse=True)
+        yield from self._at(controls, explained, first)
         # Long runs before short ones from here on, so that no worker is left with a long one at the end.
         for rank, seed in enumerate(others, start=1):
             yield from self._at(dense, falling, seed)
             yield from self._at([*same, *whole], falling, seed)
             if rank < self.control_seeds:
-                yield from self._at(controls, falling, seed)
+                yield from self._at(controls, explained, seed)
 
     def _at(
         self, arms: Sequence[tuple[Arm, str]], budgets: Sequence[float], seed: int, width: int | None = None

@@ -2,8 +2,8 @@ r"""What FAISS does when it trains, adds and searches, in floating-point operati
 
 FAISS reports the work of a search for some structures and of building for none, so the rest is written down here. A
 multiplication and an addition are two operations; a pair of ``d``-dimensional vectors costs :math:`2d` by inner product
-and :math:`3d` by squared distance. Comparisons, and the integer table look-ups of 4-bit fast-scan codes, are no
-floating-point work: they show in the bytes.
+and :math:`3d` by squared distance. The additions of 4-bit fast-scan codes are made on integers and count all the same;
+comparisons do not: they show in the bytes.
 
 ==========================  =======================================================================================
 structure                   one search of a vector, ``ndis`` stored entries visited
@@ -12,7 +12,7 @@ Flat                        ``n`` pairs
 IVF + Flat                  pairs with all centroids of the coarse quantizer + ``ndis`` pairs
 IVF + SQ8 (SQ4, SQ6)        the same, and ``4d`` to decode each entry; none for fp16, bf16 and direct 8-bit codes
 IVF + PQ                    a table of ``M`` x ``2^b`` sub-vector pairs (once a list if residuals by L2) + ``M ndis``
-IVF + PQ fast-scan          the table alone
+IVF + PQ fast-scan          the same
 IMI (coarse)                ``M`` x ``2^b`` pairs of sub-vectors
 HNSW                        ``ndis + 1`` pairs
 ==========================  =======================================================================================

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from experiments.report import print_table
 
 ROOT = Path(__file__).parents[1]
 SNIPPETS = re.findall(
@@ -29,3 +33,17 @@ def test_snippets_run_in_order(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip(), "print(ledger) printed nothing"
     assert session["ledger"].flops > 0  # type: ignore[attr-defined]
     assert session["context"].shape == (2, 64, 8, 4)  # type: ignore[attr-defined]
+
+
+def test_the_results_are_those_of_the_committed_summary():
+    """No number in the README that a command does not reproduce: `mnemograph report` prints this very table."""
+    summary = json.loads(
+        (ROOT / "docs" / "results" / "memory_per_flop" / "summary.json").read_text(encoding="utf-8")
+    )
+    printed = io.StringIO()
+    print_table(summary, file=printed)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"<!-- RESULTS -->\n(.*?)<!-- END RESULTS -->", text, re.S)
+    assert [line.rstrip() for line in block.strip().splitlines()] == [
+        line.rstrip() for line in printed.getvalue().strip().splitlines()
+    ]

@@ -104,7 +104,7 @@ def test_the_index_finds_most_of_the_exact_neighbours():
     exact = source.search(tokens, 8, exclude=exclude)
     assert (found.scores <= exact.scores + 1e-6).all()
     assert (found.scores >= exact.scores - 1e-6).float().mean() > 0.9
-    assert found.flops < exact.flops / 10
+    assert found.flops < exact.flops / 4
 
 
 def test_search_flops_by_hand():
@@ -113,9 +113,12 @@ def test_search_flops_by_hand():
     found = source.search(torch.tensor([[5, 6, 7]]), 8)
     reach = 8 * 6 * min(4, source._cells.shape[2])
     sketch, table, kernel = 24 * 9, 48 * 16 * 2 * 2, 40 * 12 * 2
-    assert found.flops == 3 * (sketch + 2 * reach + table + kernel)
+    # The rest is one addition per sub-quantizer and entry: about `scan` entries a query, in whole lists.
+    scanned, left = divmod(found.flops - 3 * (sketch + 2 * reach + table + kernel), 48)
+    assert left == 0
+    assert 3 * 500 <= scanned <= 3 * (500 + source._sizes.max())
     one = source.search(torch.tensor([[5]]), 8)
-    assert 3 * one.flops == found.flops
+    assert 500 * 48 <= one.flops - (sketch + 2 * reach + table + kernel) < found.flops
 
 
 def test_build_flops_by_hand():
