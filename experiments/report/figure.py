@@ -36,11 +36,11 @@ def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
     height = 4.6 + below
     figure = Figure(figsize=(WIDTH, height), facecolor=palette.paper)
     FigureCanvasAgg(figure)
-    top = figure.add_axes((0.075, (below + 0.6) / height, 0.66, 3.8 / height))
+    top = figure.add_axes((0.075, (below + 0.6) / height, 0.62, 3.8 / height))
     _losses(top, summary, chosen, palette)
     if chosen:
         panels = [
-            figure.add_axes((0.16 + 0.213 * place, 0.55 / height, 0.19, (below - 1.15) / height))
+            figure.add_axes((0.215 + 0.199 * place, 0.55 / height, 0.175, (below - 1.15) / height))
             for place in range(4)
         ]
         draw_multipliers(panels, summary, chosen, palette)

@@ -28,6 +28,10 @@ DARK = Palette(
 )
 
 SHAPES = {"same tokens": "o", "whole corpus": "D", "none": "o"}
+SHAPES_WITH_COUNTS = {"same tokens": "P", "whole corpus": "X", "none": "P"}
+WITH_COUNTS = " + counts"
+# What a trained arm is worth without what it was trained with says nothing about compute: tables only.
+KNOCKOUT = "memory off"
 CONTROL_SHAPES = ("^", "v", "s", "<", ">", "p", "h")
 
 
@@ -64,9 +68,17 @@ class Mark:
 
 
 def marks(summary: Mapping[str, Any], palette: Palette) -> tuple[Mark, ...]:
-    """One mark for each arm but dense, grouped: same tokens, whole corpus, controls."""
-    firsts = {name: next(iter(budgets.values())) for name, budgets in summary["arms"].items()}
-    arms = [entry["arm"] for entry in firsts.values() if not entry["control"] and entry["arm"] != DENSE]
+    """One mark for each arm but dense, grouped: same tokens, whole corpus, controls; knocked-out arms are left out."""
+    firsts = {
+        name: next(iter(budgets.values()))
+        for name, budgets in summary["arms"].items()
+        if KNOCKOUT not in name
+    }
+    arms = [
+        entry["arm"].removesuffix(WITH_COUNTS)
+        for entry in firsts.values()
+        if not entry["control"] and entry["arm"] != DENSE
+    ]
     colors = {arm: palette.arms[place % len(palette.arms)] for place, arm in enumerate(dict.fromkeys(arms))}
     shapes = iter(CONTROL_SHAPES * len(firsts))
     found: list[Mark] = []
@@ -75,7 +87,10 @@ def marks(summary: Mapping[str, Any], palette: Palette) -> tuple[Mark, ...]:
             continue
         shape = SHAPES.get(entry["regime"], "o")
         if not entry["control"]:
-            found.append(Mark(name, entry["regime"], colors[entry["arm"]], shape, hollow=False))
+            arm = entry["arm"].removesuffix(WITH_COUNTS)
+            if arm != entry["arm"]:
+                shape = SHAPES_WITH_COUNTS.get(entry["regime"], "P")
+            found.append(Mark(name, entry["regime"], colors[arm], shape, hollow=False))
         elif entry["arm"] == CONTROL_TO_BEAT:
             found.append(Mark(name, entry["regime"], palette.ink, shape, hollow=True))
         else:
