@@ -74,10 +74,6 @@ class Evaluation:
                 )
             yield batch
 
-    def targets(self) -> np.ndarray:
-        """All targets, -100 where not scored, ``[windows, time]``."""
-        return self.windows.batch(self.chosen)["targets"].numpy()
-
 
 @torch.no_grad()
 def evaluate(

@@ -19,10 +19,11 @@ from experiments.data import Windows, training_order
 from experiments.derived import Counts, derive
 from experiments.errors import RunError
 from experiments.evaluation import Evaluation, Scored, evaluate, read_bill, without_memory
+from experiments.frontier import budget_key
 from experiments.ledger import Ledger
 from experiments.neighborhood import Neighborhood
 from experiments.revision import commit
-from experiments.training import conclude, train, tune_allocator
+from experiments.training import conclude, count_step, train, tune_allocator
 from experiments.workspace import Workspace
 from mann import LanguageModule, Transformer
 from mann.optim import parameter_roles
@@ -93,9 +94,7 @@ class Run:
     def label(self) -> str:
         """For people."""
         store = "" if self.regime == NO_STORE else f" ({self.regime})"
-        return f"{self.arm}{store}, seed {self.seed}, width {self.width}, {self.budget:.0e}".replace(
-            "e+", "e"
-        )
+        return f"{self.arm}{store}, seed {self.seed}, width {self.width}, {budget_key(self.budget)}"
 
 
 def execute(
@@ -140,7 +139,10 @@ class _Execution:
     def rows(self) -> list[dict[str, Any]]:
         """Do it."""
         batch = self.settings["batch"]
-        sample = self._count_step(self._source(batch))
+        network = self._network(self._source(batch))
+        first = self.windows.batch(self.order[:batch])
+        stored = self.arm.source is not None
+        sample = count_step(self._module(network, 1000), first, self.settings, stored=stored)
         source, neighbors, n_windows = self._provide(sample.flops // batch)
         network = self._network(source)
         module = self._module(network, n_windows // batch)
@@ -219,31 +221,6 @@ class _Execution:
     def _module(self, network: Transformer, steps: int) -> LanguageModule:
         chosen = ("rates", "weight_decay", "warmup", "decay")
         return LanguageModule(network, steps, **{name: self.settings[name] for name in chosen})
-
-    def _count_step(self, source: Source | None) -> Ledger:
-        """The bill of one training step, from a step that is taken and thrown away."""
-        network = self._network(source)
-        module = self._module(network, 1000)
-        optimizer = module.configure_optimizers()["optimizer"]
-        batch: dict[str, Any] = self.windows.batch(self.order[: self.settings["batch"]])
-        if source is not None:
-            # Work depends on shapes alone, so any neighbours will do.
-            shape = (*batch["tokens"].shape, self.settings["k"])
-            batch["neighbors"] = Neighbors(
-                torch.ones(shape), torch.zeros(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.bool)
-            )
-
-        def step() -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
-                loss = module(batch)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        step()  # the first one also fills the optimizer's state, which no other does
-        with Ledger(network) as ledger:
-            step()
-        return ledger
 
     def _results(
         self,

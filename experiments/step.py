@@ -13,8 +13,9 @@ from experiments.errors import RunError
 from experiments.frontier import DENSE
 from experiments.ledger import Ledger
 from experiments.run import DEFAULTS, Run
+from experiments.training import count_step
 from mann import LanguageModule, Transformer
-from retrieval import Neighbors, Passages
+from retrieval import Passages
 
 
 def step_bill(arm: Arm, vocab_size: int, width: int, settings: Mapping[str, Any] | None = None) -> Ledger:
@@ -38,23 +39,12 @@ def step_bill(arm: Arm, vocab_size: int, width: int, settings: Mapping[str, Any]
     source = None
     if arm.source is not None:
         source = arm.source(_passages(tokens, vocab_size))
-        # Work depends on shapes alone, so any neighbours will do.
-        shape = (batch, length, chosen["k"])
-        mask = torch.ones(shape, dtype=torch.bool)
-        content["neighbors"] = Neighbors(torch.ones(shape), torch.zeros(shape, dtype=torch.int64), mask)
     try:
         network = Transformer(vocab_size, width, layers, chosen["heads"], **arm.slots(layers, source))
     except ValueError as error:
         raise RunError(f"{arm.name} at width {width}: {error}") from error
     module = LanguageModule(network, 1, chosen["rates"], chosen["weight_decay"])
-    optimizer = module.configure_optimizers()["optimizer"]
-    with Ledger(network) as ledger:
-        with torch.autocast("cpu", torch.bfloat16, enabled=chosen["precision"] == "bf16-mixed"):
-            loss = module(content)
-        loss.backward()
-        with ledger.phase("optimizer"):
-            optimizer.step()
-    return ledger
+    return count_step(module, content, chosen, stored=source is not None)
 
 
 def check_sizes(runs: Sequence[Run], arms: Mapping[str, Arm], vocab_size: int) -> None:

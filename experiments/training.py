@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
 from experiments.data.module import WindowData
+from experiments.ledger import Ledger
 from experiments.neighborhood import Neighborhood
 from mann import LanguageModule
+from retrieval import Neighbors
 
 if TYPE_CHECKING:
     from experiments.run import Run
@@ -76,6 +79,38 @@ class ProgressReport(L.Callback):
             self.report("train", step / max(1, trainer.max_steps))
         if step % LOG_STEPS == 0 and trainer.logger is not None:
             module.log("train_flops", float(step * self.step_flops), batch_size=1)
+
+
+def count_step(
+    module: LanguageModule, batch: Mapping[str, Any], settings: Mapping[str, Any], *, stored: bool
+) -> Ledger:
+    """The bill of one training step, from steps that are taken and thrown away with the module.
+
+    Args:
+        module: What is trained.
+        batch: Tokens, targets and documents.
+        settings: Neighbours per position, precision.
+        stored: True if the network reads a store; the search itself is not part of a step.
+    """
+    content = dict(batch)
+    if stored:
+        # Work depends on shapes alone, so any neighbours will do.
+        shape = (*batch["tokens"].shape, settings["k"])
+        mask = torch.ones(shape, dtype=torch.bool)
+        content["neighbors"] = Neighbors(torch.ones(shape), torch.zeros(shape, dtype=torch.int64), mask)
+    optimizer = module.configure_optimizers()["optimizer"]
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16-mixed"):
+            loss = module(content)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # the first one also fills the optimizer's state, which no other does
+    with Ledger(module.network) as ledger:
+        step()
+    return ledger
 
 
 def train(

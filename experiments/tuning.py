@@ -82,9 +82,7 @@ def best(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (arm, regime, width, budget), tried in sorted(places.items()):
         winner = min(tried, key=lambda row: row["losses"]["valid"]["bits_per_byte"])
         rates = winner["settings"]["rates"]
-        edge = [
-            role for role in rates if _at_edge(role, [row["settings"]["rates"][role] for row in tried], rates)
-        ]
+        edge = [role for role, rate in rates.items() if len(tried) > 1 and _at_edge(role, rate)]
         found.append(
             {
                 "arm": arm,
@@ -110,8 +108,8 @@ def tuned() -> dict[tuple[str, str, int, float], dict[str, Any]]:
     }
 
 
-def _at_edge(role: str, tried: Sequence[float], chosen: Mapping[str, float]) -> bool:
+def _at_edge(role: str, rate: float) -> bool:
+    """Whether a rate lies within a tenth of its range's logarithmic width of an end."""
     low, high = RANGES[role]
-    # Within a tenth of the range's logarithmic width of an end.
     margin = 0.1 * math.log(high / low)
-    return len(tried) > 1 and min(math.log(chosen[role] / low), math.log(high / chosen[role])) < margin
+    return min(math.log(rate / low), math.log(high / rate)) < margin

@@ -83,12 +83,11 @@ class Workspace:
             passages = self._whole
         lazy = self._lazy(arm.source, passages)
         # Of the stores of one run's tokens only the latest stay in memory; the whole corpus' is used again and again.
+        whole = self.__dict__.get("_whole")
+        single = [key for key, kept in self._sources.items() if kept.passages is not whole]
         if regime == SAME_TOKENS:
-            for other in [key for key, kept in self._sources.items() if kept.passages is not passages][
-                :-KEPT
-            ]:
-                if self._sources[other].passages is not self.__dict__.get("_whole"):
-                    del self._sources[other]
+            for key in single[:-KEPT]:
+                del self._sources[key]
         return self._sources.setdefault(lazy.fingerprint, lazy)
 
     def _lazy(self, build: Callable[[Passages], Source], passages: Passages) -> LazySource:

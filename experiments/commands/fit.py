@@ -22,10 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
     from experiments.fitting import FitCommand
     from experiments.ledger import LedgerCallback
 
-    line, sys.argv = (
-        sys.argv,
-        sys.argv[:1],
-    )  # Lightning warns when it is given arguments and finds others there
+    # Lightning warns when it is given arguments and finds others there.
+    line, sys.argv = sys.argv, sys.argv[:1]
     try:
         command = FitCommand(
             arguments.line[1:],
