@@ -30,7 +30,9 @@ class Arm:
             for arms without a store.
         source: ``source(passages)`` -> where neighbours come from; ``None``: nothing is retrieved.
         control: True if the arm is there to explain another one rather than to win.
-        settings: What tuning found for this arm, over :data:`experiments.run.DEFAULTS`.
+        settings: What this arm wants, over :data:`experiments.run.DEFAULTS`.
+        like: Name of the arm whose tuning this one takes over, if it has none of its own: a control differs from
+            what it explains in one thing only.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Arm:
     source: Callable[[Passages], Source] | None = None
     control: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    like: str = ""
 
 
 def _ngram(n_layers: int, source: Source | None, **options: Any) -> dict[str, Any]:
@@ -61,10 +64,10 @@ ARMS: dict[str, Arm] = {
         Arm("ngram", partial(_ngram, orders=(2, 3))),
         Arm("knn", _retrieved, ContextSource),
         Arm("graph", partial(_retrieved, **_GRAPH), ContextSource),
-        Arm("suffix graph", partial(_retrieved, **_GRAPH), SuffixSource),
+        Arm("suffix graph", partial(_retrieved, **_GRAPH), SuffixSource, like="graph"),
         Arm("unigram table", partial(_ngram, orders=(1,), n_heads=4), control=True),
-        Arm("random neighbours", _retrieved, RandomSource, control=True),
-        Arm("shuffled edges", partial(_retrieved, **_SHUFFLED), ContextSource, control=True),
+        Arm("random neighbours", _retrieved, RandomSource, control=True, like="knn"),
+        Arm("shuffled edges", partial(_retrieved, **_SHUFFLED), ContextSource, control=True, like="graph"),
     )
 }
 

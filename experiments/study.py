@@ -20,6 +20,9 @@ from experiments.run import DEFAULTS, Run
 from experiments.studies import study_names
 from experiments.workspace import CorpusSpec, Workspace
 
+# Widths of the dense frontier at one budget.
+FRONTIER = 4
+
 _Place = tuple[str, str, int, int, float]  # arm, regime, seed, width, budget
 
 
@@ -27,13 +30,13 @@ _Place = tuple[str, str, int, int, float]  # arm, regime, seed, width, budget
 class Study:
     """Arms compared with tuned dense transformers, at several sizes, budgets and seeds.
 
-    Dense runs at every width and budget: with all seeds at the width that tuning found best for the budget, with
-    the first seed at the others. Arms run at that best width too.
+    Dense runs at every budget with several widths around the one that tuning found best for it: with all seeds at
+    that best width, with the first seed at the others. Arms run at the best width too.
 
     Args:
         data: The text.
         arms: Arms that read nothing but what they were trained on: names, or :class:`~experiments.arms.Arm`.
-        widths: Widths of the dense frontier.
+        widths: Widths to choose from; the dense frontier has the :data:`FRONTIER` nearest to the best at each budget.
         budgets: Training FLOPs, everything counted.
         seeds: Each decides initial weights and order of data.
         whole_corpus: Arms that may look up all of the training text; another question, so never in one row.
@@ -137,6 +140,28 @@ class Study:
         nearest = min(self.best_width, key=lambda known: abs(math.log(known / budget)))
         return min(self.widths, key=lambda width: abs(math.log(width / self.best_width[nearest])))
 
+    def widths_at(self, budget: float) -> list[int]:
+        """The widths of the dense frontier at a budget: the nearest to the best one, the wider of two as near."""
+        best = self.width_at(budget)
+        nearest = sorted(self.widths, key=lambda width: (round(abs(math.log(width / best)), 9), -width))
+        return sorted(nearest[:FRONTIER])
+
+    def untuned(self, arm: str, width: int) -> dict[str, Any]:
+        """Every setting of an arm's run at a width, before what tuning found."""
+        own = self.arm_table[arm].settings
+        return DEFAULTS | dict(self.settings) | dict(own) | dict(self.sized.get(width, {}))
+
+    def tuning_places(self, budget: float) -> list[tuple[str, str, int]]:
+        """Arm, regime and width of everything that is tuned by itself at a budget."""
+        compared = [(arm, self._regime(arm)) for arm in map(self._arm, self.arms)]
+        compared += [(arm, WHOLE_CORPUS) for arm in map(self._arm, self.whole_corpus)]
+        compared += [(arm, regime) for arm in map(self._arm, self.controls) for regime in self._regimes(arm)]
+        width = self.width_at(budget)
+        dense = [(DENSE, NO_STORE, width) for width in self.widths_at(budget)]
+        return dense + [
+            (arm.name, regime, width) for arm, regime in compared if not arm.like and arm.name != DENSE
+        ]
+
     def _places(self) -> Iterator[_Place]:
         first, *others = self.seeds
         rising, falling = sorted(self.budgets), sorted(self.budgets, reverse=True)
@@ -151,8 +176,9 @@ class Study:
         yield from self._at(same, rising, first)
         yield from self._at(whole, rising, first)
         yield from self._at(dense, self.reach, first)
-        for width in self.widths:
-            yield from self._at(dense, rising, first, width)
+        for budget in rising:
+            for width in self.widths_at(budget):
+                yield from self._at(dense, [budget], first, width)
         explained = sorted(set(self.control_budgets) & set(self.budgets) or self.budgets, reverse=True)
         yield from self._at(controls, explained, first)
         # Long runs before short ones from here on, so that no worker is left with a long one at the end.
@@ -173,15 +199,14 @@ class Study:
         name, regime, seed, width, budget = place
         arm = self.arm_table[name]
         # Everything goes into the run, defaults too: a changed default is another run, not a finished one.
-        settings = DEFAULTS | dict(self.settings) | dict(arm.settings)
-        settings |= dict(self.sized.get(width, {})) | self._found(arm, regime, width, budget)
+        settings = self.untuned(name, width) | self._found(arm, regime, width, budget)
         # Mixed with counts is what to beat, at the places where arms are compared.
         compared = not arm.control and budget in self.budgets and width == self.width_at(budget)
         settings |= {"counts": compared}
         return Run(self.name, name, regime, seed, width, budget, settings)
 
     def _found(self, arm: Arm, regime: str, width: int, budget: float) -> dict[str, Any]:
-        place = arm.name, NO_STORE if arm.source is None else regime
+        place = arm.like or arm.name, self._regime(arm) if arm.source is None else regime
         known = [(w, b) for name, kind, w, b in self.tuned if (name, kind) == place]
         if not known:
             return {}
@@ -228,6 +253,11 @@ class StudyWorkspace(Workspace):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _workspace, (self.study, self.spec, self.out, self.cache, self.wandb)
+
+
+def named_study(name: str) -> str:
+    """A study's name as a worker in another folder finds it too."""
+    return str(Path(name).resolve()) if name.endswith(".py") else name
 
 
 def _workspace(study: str, spec: CorpusSpec, out: Path, cache: Path, wandb: Any) -> Workspace:

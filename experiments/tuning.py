@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import qmc
 
 from experiments.run import DEFAULTS, Run
 from mann.module import RATES
 
+if TYPE_CHECKING:
+    from experiments.study import Study
+
 # Step sizes by parameter role, searched on a log scale. Roles an arm lacks are ignored by its optimiser.
 RANGES: dict[str, tuple[float, float]] = {
-    "matrix": (0.005, 0.04),
+    "matrix": (0.004, 0.02),
     "head": (0.01, 0.08),
     "embedding": (0.05, 0.4),
-    "scalar": (0.01, 0.2),
+    "scalar": (0.01, 0.1),
     "table": (0.01, 0.2),
 }
-LAYERS = (2, 3)
+LAYERS = (1, 2, 3, 4)
 # Trials use a seed of their own: what they select must not have been selected on the seeds that are reported.
 SEED = 1000
 
@@ -45,22 +49,18 @@ def trials(count: int) -> list[dict[str, Any]]:
     return found
 
 
-def plan(
-    places: Iterable[tuple[str, str, int]], budget: float, count: int, sized: Mapping[int, Mapping[str, Any]]
-) -> list[Run]:
+def plan(study: Study, count: int) -> list[Run]:
     """The runs of a tuning: every trial at every place, trial by trial, so that a stop leaves all equally tuned.
 
     Args:
-        places: Arm, regime, width.
-        budget: Training FLOPs of a trial.
-        count: Trials per place.
-        sized: Settings that go with a width.
+        study: What is tuned: dense at each width of its frontier, every arm at the best width, at each budget.
+        count: Trials per place, beside the defaults.
     """
-    listed = list(places)
     return [
-        Run("tuning", arm, regime, SEED, width, budget, {**sized.get(width, {}), **trial})
+        Run("tuning", arm, regime, SEED, width, float(budget), study.untuned(arm, width) | trial)
+        for budget in sorted(study.budgets)
         for trial in trials(count)
-        for arm, regime, width in listed
+        for arm, regime, width in study.tuning_places(budget)
     ]
 
 
@@ -71,7 +71,7 @@ def best(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows: Finished trials; derived rows are passed over.
 
     Returns:
-        Per place its winner, its loss, the number of trials and the rates that lie at an edge of their range.
+        Per place its winner, its loss, the number of trials and what lies at an edge of its range.
     """
     places: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -81,8 +81,7 @@ def best(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for (arm, regime, width, budget), tried in sorted(places.items()):
         winner = min(tried, key=lambda row: row["losses"]["valid"]["bits_per_byte"])
-        rates = winner["settings"]["rates"]
-        edge = [role for role, rate in rates.items() if len(tried) > 1 and _at_edge(role, rate)]
+        chosen = {name: winner["settings"][name] for name in ("rates", "layers")}
         found.append(
             {
                 "arm": arm,
@@ -91,21 +90,35 @@ def best(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "budget": budget,
                 "trials": len(tried),
                 "bits_per_byte": winner["losses"]["valid"]["bits_per_byte"],
-                "settings": {"rates": rates, "layers": winner["settings"]["layers"]},
-                "at_edge": edge,
+                "settings": chosen,
+                "at_edge": _edges(winner) if len(tried) > 1 else [],
             }
         )
     return found
 
 
-def tuned() -> dict[tuple[str, str, int, float], dict[str, Any]]:
-    """The winners that come with the library, by arm, regime, width and budget."""
-    text = resources.files("experiments.studies").joinpath("tuned.json").read_text()
+def tuned(path: Path | None = None) -> dict[tuple[str, str, int, float], dict[str, Any]]:
+    """Winners by arm, regime, width and budget, as :class:`~experiments.study.Study` takes them.
+
+    Args:
+        path: The ``tuned.json`` of a tuning; by default those that come with the library.
+    """
+    shipped = resources.files("experiments.studies").joinpath("tuned.json")
+    text = shipped.read_text() if path is None else path.read_text()
     return {
         (entry["arm"], entry["regime"], entry["width"], entry["budget"]): entry["settings"]
         | {"trials": entry["trials"]}
         for entry in json.loads(text)
     }
+
+
+def _edges(winner: Mapping[str, Any]) -> list[str]:
+    """What of a winner lies at the edge of what was tried: a better value may lie beyond."""
+    rates, layers = winner["settings"]["rates"], winner["settings"]["layers"]
+    found = [role for role in RANGES if _at_edge(role, rates[role])]
+    if not winner["params"]["table"]:
+        found = [role for role in found if role != "table"]
+    return found + (["layers"] if layers in (LAYERS[0], LAYERS[-1]) else [])
 
 
 def _at_edge(role: str, rate: float) -> bool:

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.commands.choice import add_choice, chosen_study, positive
 from experiments.errors import ResultsError, RunError
-from experiments.studies import study_names
 
 if TYPE_CHECKING:
     from experiments.results import Results
@@ -24,39 +24,17 @@ EXAMPLES = """\
   mnemograph compare --arms ngram graph --budgets 1e12 --seeds 3 --data my_texts/
 
 Runs that have finished are never repeated: stop with Ctrl-C and give the same command again to continue."""
-DEFAULT_STUDY = "memory_per_flop"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "study",
-        nargs="?",
-        default=DEFAULT_STUDY,
-        help=f"{', '.join(study_names())}, or a file of your own (default: {DEFAULT_STUDY})",
-    )
+    add_choice(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: runs/STUDY)")
     parser.add_argument("--quick", action="store_true", help="one small budget, one seed, the main arms")
     parser.add_argument(
         "--plan", action="store_true", help="print what would run and what it costs, and stop"
     )
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms (dense always runs)")
-    parser.add_argument(
-        "--widths", nargs="+", type=_positive(int), metavar="N", help="widths of the dense frontier"
-    )
-    parser.add_argument(
-        "--budgets", nargs="+", type=_positive(float), metavar="FLOPS", help="such as 1e12 3e12"
-    )
-    parser.add_argument("--seeds", type=_positive(int), metavar="N", help="how many seeds")
-    parser.add_argument(
-        "--data", type=Path, metavar="PATH", help="a text file or a folder of them, for a corpus"
-    )
-    parser.add_argument(
-        "--vocab-size", type=_positive(int), metavar="N", help="tokens to learn; 257 for bytes"
-    )
-    parser.add_argument(
-        "--workers", type=_positive(int), metavar="N", help="processes (default: one per core)"
-    )
+    parser.add_argument("--seeds", type=positive(int), metavar="N", help="how many seeds")
     parser.add_argument("--wandb", choices=("off", "offline", "online"), default="off", help="log to W&B")
     parser.add_argument(
         "--fresh", action="store_true", help="set earlier results in DIR aside and begin anew"
@@ -74,13 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("runs") / name
     if not arguments.plan:
         claim(out)  # before the seconds that loading takes
-    if arguments.data is not None and not arguments.data.expanduser().exists():
-        raise RunError(f"{arguments.data} does not exist: give --data a text file or a folder of them")
     from experiments.compare import cost
     from experiments.results import read_rows
     from experiments.scheduler import available_cores
 
-    study = _study(arguments)
+    study = chosen_study(arguments, quick=arguments.quick, seeds=arguments.seeds)
     runs = study.plan()
     workers = arguments.workers or available_cores()
     if arguments.plan:
@@ -100,11 +76,11 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
     from experiments.results import Results
     from experiments.run import execute
     from experiments.step import check_sizes
-    from experiments.study import StudyWorkspace
+    from experiments.study import StudyWorkspace, named_study
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     again = shlex.join(["mnemograph", *(word for word in arguments.line if word != "--fresh")])
-    name = str(Path(arguments.study).resolve()) if arguments.study.endswith(".py") else arguments.study
+    name = named_study(arguments.study)
     cache = cache_root().parent
     workspace = StudyWorkspace(study.data, out.resolve(), cache, arguments.wandb, study.arm_table, name)
     corpus = load_corpus(study.data)
@@ -166,25 +142,6 @@ def load_corpus(spec: Any) -> Any:
         raise CorpusError(str(error)) from error
 
 
-def _study(arguments: argparse.Namespace) -> Study:
-    from experiments.data import CodeCorpus, TextCorpus
-    from experiments.study import load_study
-
-    study = load_study(arguments.study)
-    if arguments.quick:
-        study = study.quick()
-    size = {} if arguments.vocab_size is None else {"vocab_size": arguments.vocab_size}
-    data = None
-    if arguments.data is not None:
-        data = TextCorpus(arguments.data, **size)
-    elif size:
-        data = CodeCorpus(**size)
-    seeds = None if arguments.seeds is None else range(arguments.seeds)
-    return study.narrowed(
-        arms=arguments.arms, widths=arguments.widths, budgets=arguments.budgets, seeds=seeds, data=data
-    )
-
-
 def _check(results: Results, runs: list[Run], revision: str, allow_mixed: bool) -> None:
     """Refuse now what the report would refuse in the end."""
     from experiments.results import conflicts, place
@@ -204,17 +161,3 @@ def _check(results: Results, runs: list[Run], revision: str, allow_mixed: bool) 
             f"{path} holds results of another revision of the code ({', '.join(revisions)}; this is "
             f"{revision}): {remedy}, or --allow-mixed if you know that the change touches no number"
         )
-
-
-def _positive(kind: type[int] | type[float]) -> Any:
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not 0 < value < float("inf"):
-            example = "64" if kind is int else "1e12"
-            raise argparse.ArgumentTypeError(f"{text!r} is no positive number, such as {example}")
-        return value
-
-    return parse

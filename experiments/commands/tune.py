@@ -7,65 +7,72 @@ import json
 import sys
 from pathlib import Path
 
+from experiments.commands.choice import add_choice, chosen_study
+
 SUMMARY = "search step sizes and depth with the same number of trials for every arm"
 EXAMPLES = """\
-  mnemograph tune --budget 1e12 --trials 8         the trials behind the default comparison
-  mnemograph tune --arms ngram --trials 16         more trials, for one arm and dense alike
+  mnemograph tune --budgets 1e12 --trials 8               the arms of the default comparison
+  mnemograph tune mine.py --data my_texts/ --trials 16    your own study, on your own text
 
-Trials that have finished are never repeated."""
-DENSE_WIDTHS = (32, 48, 64, 96)
+Dense is tuned at every width of its frontier, arms at the width that is best for the budget. Trials that have
+finished are never repeated. A study uses what was found by `tuned=tuned(Path("runs/tuning/tuned.json"))`."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    add_choice(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/tuning"), metavar="DIR", help="where trials go"
     )
-    parser.add_argument("--budget", type=float, default=1e12, metavar="FLOPS", help="of one trial")
     parser.add_argument(
         "--trials", type=int, default=8, metavar="N", help="per arm and width, beside the defaults"
     )
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these (dense is always tuned)")
-    parser.add_argument("--width", type=int, default=64, metavar="N", help="width of the arms")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
-    from experiments.arms import ARMS, NO_STORE, SAME_TOKENS, WHOLE_CORPUS, arm_named
     from experiments.commands.compare import load_corpus
     from experiments.compare import carry_out, cost
-    from experiments.data import CodeCorpus
     from experiments.data.corpus import cache_root
+    from experiments.frontier import DENSE
     from experiments.results import Results
     from experiments.run import execute
     from experiments.scheduler import available_cores
-    from experiments.studies.memory_per_flop import SIZED
+    from experiments.study import StudyWorkspace, named_study
     from experiments.tuning import best, plan
-    from experiments.workspace import Workspace
 
-    names = arguments.arms or [name for name, arm in ARMS.items() if name != "dense"]
-    places = [("dense", NO_STORE, width) for width in DENSE_WIDTHS]
-    for name in names:
-        arm = arm_named(name)
-        regimes = (NO_STORE,) if arm.source is None else (SAME_TOKENS, WHOLE_CORPUS)
-        places += [(arm.name, regime, arguments.width) for regime in regimes]
-    runs = plan(places, arguments.budget, arguments.trials, SIZED)
-    workspace = Workspace(CodeCorpus(), arguments.out.resolve(), cache_root().parent)
-    corpus = load_corpus(workspace.spec)
+    study = chosen_study(arguments)
+    runs = plan(study, arguments.trials)
+    workspace = StudyWorkspace(
+        study.data,
+        arguments.out.resolve(),
+        cache_root().parent,
+        arms=study.arm_table,
+        study=named_study(arguments.study),
+    )
+    corpus = load_corpus(study.data)
     workers = arguments.workers or available_cores()
     with Results(arguments.out, corpus.fingerprint, "tuning") as results:
-        print(cost(runs, results.rows, workers))
+        print(
+            cost(
+                [trial for trial in runs if trial.key(corpus.fingerprint) not in results.finished],
+                results.rows,
+                workers,
+            )
+        )
         failed = carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
-        planned = {run.key(corpus.fingerprint) for run in runs}
-        found = best([row for row in results.rows if row["run"] in planned])
+        found = best(results.rows)
     path = arguments.out / "tuned.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     for entry in found:
         edge = f"; at the edge of its range: {', '.join(entry['at_edge'])}" if entry["at_edge"] else ""
         print(
-            f"{entry['arm']} ({entry['regime']}), width {entry['width']}: {entry['bits_per_byte']:.4f} bits per byte "
-            f"after {entry['trials']} trials{edge}"
+            f"{entry['arm']} ({entry['regime']}), width {entry['width']}, {entry['budget']:.0e}: "
+            f"{entry['bits_per_byte']:.4f} bits per byte after {entry['trials']} trials{edge}"
         )
+    for budget in sorted({entry["budget"] for entry in found}):
+        dense = [entry for entry in found if entry["arm"] == DENSE and entry["budget"] == budget]
+        width = min(dense, key=lambda entry: entry["bits_per_byte"])["width"]
+        print(f"The best width of dense at {budget:.0e} is {width}.")
     print(f"The winners are in {path}.")
     return 1 if failed else 0

@@ -14,8 +14,7 @@ study = Study(
     # ... or all of the training text: that is data access, not architecture, and reported apart.
     whole_corpus=("knn", "graph"),
     controls=("unigram table", "random neighbours", "shuffled edges"),
-    control_budgets=(1e12,),
-    widths=(32, 48, 64, 96),
+    widths=(32, 48, 64, 96, 128),
     budgets=(1e12, 3e12),
     reach=(3e11, 1e13),
     best_width={3e11: 32, 1e12: 48, 3e12: 64, 1e13: 96},
