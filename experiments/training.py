@@ -175,9 +175,14 @@ def train(
             limit_val_batches=0,
             log_every_n_steps=LOG_STEPS,
         )
-        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+        except BaseException:
+            if logger is not None:  # else W&B would show it as running for ever
+                logger.experiment.finish(exit_code=1)
+            raise
     last.unlink(missing_ok=True)
     return report.seconds, logger
 
@@ -191,6 +196,7 @@ def conclude(logger: WandbLogger, row: Mapping[str, Any]) -> None:
     """
     found = {key: row[key] for key in ("train_flops", "read_flops", "train_seconds", "train_bytes", "tokens")}
     found |= {f"flops/{phase}": flops for phase, flops in row["flops"].items()}
+    found |= {"bill": {by: row[by] for by in ("by_module", "by_operator")}}
     found |= {f"params/{kind}": count for kind, count in row["params"].items()}
     for split, losses in row["losses"].items():
         found |= {f"{split}/{metric}": value for metric, value in losses.items()}

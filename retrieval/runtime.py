@@ -16,6 +16,7 @@ from typing import Any
 
 import torch  # isort: skip  (must come before faiss)
 import faiss as _faiss  # isort: skip
+from threadpoolctl import threadpool_limits  # isort: skip
 
 # FAISS ships type stubs that know half of its names.
 faiss: Any = _faiss
@@ -46,7 +47,9 @@ counters_lock = _ProcessLock()
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
-    """Run a block with ``n`` threads in both PyTorch and FAISS, and give both their own number back afterwards.
+    """Run a block with ``n`` threads in PyTorch, FAISS and BLAS, and give each its own number back afterwards.
+
+    BLAS adds up in another order when it has other threads, which decides near-ties between neighbours.
 
     Args:
         n: Number of threads, at least 1.
@@ -60,7 +63,8 @@ def threads(n: int) -> Iterator[None]:
     torch.set_num_threads(n)
     faiss.omp_set_num_threads(n)
     try:
-        yield
+        with threadpool_limits(n):
+            yield
     finally:
         # The two settings are one variable when the runtimes are shared; the order restores both either way.
         faiss.omp_set_num_threads(faiss_before)

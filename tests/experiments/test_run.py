@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 
 from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS
 from experiments.data import TextCorpus
@@ -121,5 +122,13 @@ def test_wandb_offline_needs_no_account_and_keeps_the_run(corpus: TextCorpus, tm
     execute(run_of("dense", NO_STORE, budget=1.2e10), workspace)
     (record,) = (tmp_path / "out" / "wandb").rglob("run-*.wandb")
     content = record.read_bytes()
-    for name in (b"train/nats_per_token", b"train_flops", b"test/bits_per_byte", b"copying/second"):
+    for name in (b"train/nats_per_token", b"train_flops", b"test/bits_per_byte", b"copying/second", b"readout"):
         assert name in content
+
+
+def test_a_run_that_fails_is_ended_in_wandb_too(corpus: TextCorpus, tmp_path: Path) -> None:
+    workspace = Workspace(corpus, tmp_path / "out", tmp_path / "cache", wandb="offline")
+    rates = dict.fromkeys(("matrix", "head", "embedding", "scalar", "table"), 1e30)
+    with pytest.raises(FloatingPointError):
+        execute(run_of("dense", NO_STORE, rates=rates), workspace)
+    assert wandb.run is None

@@ -5,8 +5,19 @@ import sys
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from retrieval.runtime import blas_threshold, faiss, threads
+
+
+def test_blas_has_the_same_number_of_threads_inside_a_block():
+    def blas() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = blas()
+    with threads(1):
+        assert set(blas()) == {1}
+    assert blas() == before
 
 
 def test_threads_are_set_in_both_and_restored():
