@@ -35,7 +35,7 @@ Progress = Callable[[str, float], None]
 DEFAULTS: dict[str, Any] = {
     "layers": 2,
     "heads": None,
-    "batch": 4,
+    "batch": 8,
     "time": 256,
     "k": 16,
     "rates": {},

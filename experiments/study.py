@@ -146,10 +146,11 @@ class Study:
         nearest = sorted(self.widths, key=lambda width: (round(abs(math.log(width / best)), 9), -width))
         return sorted(nearest[:FRONTIER])
 
-    def untuned(self, arm: str, width: int) -> dict[str, Any]:
-        """Every setting of an arm's run at a width, before what tuning found."""
+    def settings_of(self, arm: str, regime: str, width: int, budget: float) -> dict[str, Any]:
+        """Every setting of a run, defaults too: a changed default is another run, not a finished one."""
+        found = self._found(self.arm_table[arm], regime, width, budget)
         own = self.arm_table[arm].settings
-        return DEFAULTS | dict(self.settings) | dict(own) | dict(self.sized.get(width, {}))
+        return DEFAULTS | dict(self.settings) | dict(own) | dict(self.sized.get(width, {})) | found
 
     def tuning_places(self, budget: float) -> list[tuple[str, str, int]]:
         """Arm, regime and width of everything that is tuned by itself at a budget."""
@@ -198,8 +199,7 @@ class Study:
     def _run(self, place: _Place) -> Run:
         name, regime, seed, width, budget = place
         arm = self.arm_table[name]
-        # Everything goes into the run, defaults too: a changed default is another run, not a finished one.
-        settings = self.untuned(name, width) | self._found(arm, regime, width, budget)
+        settings = self.settings_of(name, regime, width, budget)
         # Mixed with counts is what to beat, at the places where arms are compared.
         compared = not arm.control and budget in self.budgets and width == self.width_at(budget)
         settings |= {"counts": compared}

@@ -1,97 +1,118 @@
-"""Equal tuning: the same number of quasi-random trials, in the same ranges, for every arm and size."""
+"""Equal tuning: a coordinate search with the same number of trials, and the same steps, for every arm and size."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scipy.stats import qmc
-
-from experiments.run import DEFAULTS, Run
+from experiments.run import Run
 from mann.module import RATES
 
 if TYPE_CHECKING:
     from experiments.study import Study
 
-# Step sizes by parameter role, searched on a log scale. Roles an arm lacks are ignored by its optimiser.
-RANGES: dict[str, tuple[float, float]] = {
-    "matrix": (0.004, 0.02),
-    "head": (0.01, 0.08),
-    "embedding": (0.05, 0.4),
-    "scalar": (0.01, 0.1),
-    "table": (0.01, 0.2),
-}
-LAYERS = (1, 2, 3, 4)
+# What is searched, one after the other. Step sizes go by parameter role; the tables of a memory are looked up as
+# the embedding is, and their step sizes move together.
+COORDINATES = ("batch", "layers", "matrix", "embedding", "head")
+MOVED = {"embedding": ("embedding", "table")}
+# One step of a rate, up or down.
+STEP = 1.6
 # Trials use a seed of their own: what they select must not have been selected on the seeds that are reported.
 SEED = 1000
 
-
-def trials(count: int) -> list[dict[str, Any]]:
-    """Settings to try: the defaults, then the first points of one Sobol sequence; the same for everybody.
-
-    Args:
-        count: How many points; powers of two cover the ranges best.
-    """
-    found: list[dict[str, Any]] = [{"rates": dict(RATES), "layers": DEFAULTS["layers"]}]
-    if not count:
-        return found
-    points = qmc.Sobol(len(RANGES) + 1, scramble=True, rng=0).random(count)
-    for point in points:
-        rates = {
-            role: float(f"{low * (high / low) ** share:.3g}")
-            for share, (role, (low, high)) in zip(point, RANGES.items(), strict=False)
-        }
-        found.append({"rates": rates, "layers": LAYERS[min(int(point[-1] * len(LAYERS)), len(LAYERS) - 1)]})
-    return found
+_Row = Mapping[str, Any]
+_Place = tuple[str, str, int, float]  # arm, regime, width, budget
 
 
-def plan(study: Study, count: int) -> list[Run]:
-    """The runs of a tuning: every trial at every place, trial by trial, so that a stop leaves all equally tuned.
+def round_of(study: Study, rows: Sequence[_Row], number: int) -> list[Run]:
+    """The trials of one round of the search, at every place that is compared.
+
+    Round 0 tries what the study would take; each later one makes a step down and a step up from the best
+    trial so far, along the next of :data:`COORDINATES`. So every place has ``1 + 2 * number`` trials by then.
 
     Args:
         study: What is tuned: dense at each width of its frontier, every arm at the best width, at each budget.
-        count: Trials per place, beside the defaults.
+        rows: Results of the rounds before.
+        number: Which round.
     """
+    losses = {(_place(row), _text(row["settings"])): _loss(row) for row in rows if row["parent"] is None}
+    runs = []
+    for budget in map(float, sorted(study.budgets)):
+        for arm, regime, width in study.tuning_places(budget):
+            settings = study.settings_of(arm, regime, width, budget)
+            rates: dict[str, float] = {**RATES, **settings["rates"]}
+            start = {**settings, "rates": rates, "counts": False, "trials": 0}
+
+            def loss(trial: dict[str, Any], place: _Place = (arm, regime, width, budget)) -> float:
+                # A trial that diverged left no row.
+                return losses.get((place, _text(trial)), float("inf"))
+
+            runs += [
+                Run("tuning", arm, regime, SEED, width, budget, trial)
+                for trial in _trials(start, loss, number)
+            ]
+    return runs
+
+
+def _trials(
+    start: dict[str, Any], loss: Callable[[dict[str, Any]], float], number: int
+) -> list[dict[str, Any]]:
+    """The settings of a round, walking from the start again, so that rounds done later change nothing."""
+    current, trials = start, [start]
+    for step in range(number):
+        trials = steps(current, COORDINATES[step % len(COORDINATES)])
+        if step < number - 1:
+            current = min((current, *trials), key=loss)
+    return trials
+
+
+def steps(settings: Mapping[str, Any], coordinate: str) -> list[dict[str, Any]]:
+    """A step down and a step up along one coordinate; where there is no down, the two next steps up."""
+    if coordinate in ("batch", "layers"):
+        value = settings[coordinate]
+        down, up = (value // 2, 2 * value) if coordinate == "batch" else (value - 1, value + 1)
+        further = 4 * value if coordinate == "batch" else value + 2
+        return [{**settings, coordinate: other} for other in ((down, up) if down else (up, further))]
+    moved = MOVED.get(coordinate, (coordinate,))
+    rates = settings["rates"]
     return [
-        Run("tuning", arm, regime, SEED, width, float(budget), study.untuned(arm, width) | trial)
-        for budget in sorted(study.budgets)
-        for trial in trials(count)
-        for arm, regime, width in study.tuning_places(budget)
+        {**settings, "rates": {**rates, **{role: float(f"{rates[role] * by:.3g}") for role in moved}}}
+        for by in (1 / STEP, STEP)
     ]
 
 
-def best(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def best(rows: Sequence[_Row]) -> list[dict[str, Any]]:
     """What tuning found, by arm, regime, width and budget: the trial with the lowest validation loss.
 
     Args:
         rows: Finished trials; derived rows are passed over.
 
     Returns:
-        Per place its winner, its loss, the number of trials and what lies at an edge of its range.
+        Per place its winner, its loss, the number of trials and the coordinates whose best value is the smallest
+        or the largest that was tried, so that a better one may lie beyond.
     """
-    places: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    places: dict[_Place, list[_Row]] = {}
     for row in rows:
         if row["parent"] is None:
-            place = (row["arm"], row["regime"], row["width"], row["budget"])
-            places.setdefault(place, []).append(row)
+            places.setdefault(_place(row), []).append(row)
     found = []
-    for (arm, regime, width, budget), tried in sorted(places.items()):
-        winner = min(tried, key=lambda row: row["losses"]["valid"]["bits_per_byte"])
-        chosen = {name: winner["settings"][name] for name in ("rates", "layers")}
+    for place, tried in sorted(places.items()):
+        winner = min(tried, key=_loss)
+        edges = []
+        for coordinate in COORDINATES:
+            values = {_value(row, coordinate) for row in tried}
+            if len(values) > 1 and _value(winner, coordinate) in (min(values), max(values)):
+                edges.append(coordinate)
         found.append(
             {
-                "arm": arm,
-                "regime": regime,
-                "width": width,
-                "budget": budget,
+                **dict(zip(("arm", "regime", "width", "budget"), place, strict=True)),
                 "trials": len(tried),
-                "bits_per_byte": winner["losses"]["valid"]["bits_per_byte"],
-                "settings": chosen,
-                "at_edge": _edges(winner) if len(tried) > 1 else [],
+                "bits_per_byte": _loss(winner),
+                "settings": {name: winner["settings"][name] for name in ("rates", "layers", "batch")},
+                "at_edge": edges,
             }
         )
     return found
@@ -112,17 +133,18 @@ def tuned(path: Path | None = None) -> dict[tuple[str, str, int, float], dict[st
     }
 
 
-def _edges(winner: Mapping[str, Any]) -> list[str]:
-    """What of a winner lies at the edge of what was tried: a better value may lie beyond."""
-    rates, layers = winner["settings"]["rates"], winner["settings"]["layers"]
-    found = [role for role in RANGES if _at_edge(role, rates[role])]
-    if not winner["params"]["table"]:
-        found = [role for role in found if role != "table"]
-    return found + (["layers"] if layers in (LAYERS[0], LAYERS[-1]) else [])
+def _place(row: _Row) -> _Place:
+    return row["arm"], row["regime"], row["width"], row["budget"]
 
 
-def _at_edge(role: str, rate: float) -> bool:
-    """Whether a rate lies within a tenth of its range's logarithmic width of an end."""
-    low, high = RANGES[role]
-    margin = 0.1 * math.log(high / low)
-    return min(math.log(rate / low), math.log(high / rate)) < margin
+def _loss(row: _Row) -> float:
+    return row["losses"]["valid"]["bits_per_byte"]
+
+
+def _value(row: _Row, coordinate: str) -> float:
+    settings = row["settings"]
+    return settings[coordinate] if coordinate in settings else settings["rates"][coordinate]
+
+
+def _text(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)

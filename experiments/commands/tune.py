@@ -9,13 +9,14 @@ from pathlib import Path
 
 from experiments.commands.choice import add_choice, chosen_study
 
-SUMMARY = "search step sizes and depth with the same number of trials for every arm"
+SUMMARY = "search batch, depth and step sizes with the same number of trials for every arm"
 EXAMPLES = """\
-  mnemograph tune --budgets 1e12 --trials 8               the arms of the default comparison
-  mnemograph tune mine.py --data my_texts/ --trials 16    your own study, on your own text
+  mnemograph tune --budgets 1e12                      the arms of the default comparison
+  mnemograph tune mine.py --data my_texts/            your own study, on your own text
 
-Dense is tuned at every width of its frontier, arms at the width that is best for the budget. Trials that have
-finished are never repeated. A study uses what was found by `tuned=tuned(Path("runs/tuning/tuned.json"))`."""
+Dense is tuned at every width of its frontier, arms at the width that is best for the budget. Each round steps down
+and up from the best trial so far, along batch, depth and three kinds of step size in turn. Trials that have finished
+are never repeated. A study uses what was found by `tuned=tuned(Path("runs/tuning/tuned.json"))`."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("runs/tuning"), metavar="DIR", help="where trials go"
     )
     parser.add_argument(
-        "--trials", type=int, default=8, metavar="N", help="per arm and width, beside the defaults"
+        "--rounds", type=int, default=5, metavar="N", help="of two trials each, beside the first (default: 5)"
     )
 
 
@@ -39,28 +40,21 @@ def run(arguments: argparse.Namespace) -> int:
     from experiments.run import execute
     from experiments.scheduler import available_cores
     from experiments.study import StudyWorkspace, named_study
-    from experiments.tuning import best, plan
+    from experiments.tuning import COORDINATES, best, round_of
 
     study = chosen_study(arguments)
-    runs = plan(study, arguments.trials)
-    workspace = StudyWorkspace(
-        study.data,
-        arguments.out.resolve(),
-        cache_root().parent,
-        arms=study.arm_table,
-        study=named_study(arguments.study),
-    )
+    name, cache = named_study(arguments.study), cache_root().parent
+    workspace = StudyWorkspace(study.data, arguments.out.resolve(), cache, arms=study.arm_table, study=name)
     corpus = load_corpus(study.data)
     workers = arguments.workers or available_cores()
+    failed = []
     with Results(arguments.out, corpus.fingerprint, "tuning") as results:
-        print(
-            cost(
-                [trial for trial in runs if trial.key(corpus.fingerprint) not in results.finished],
-                results.rows,
-                workers,
-            )
-        )
-        failed = carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
+        for number in range(arguments.rounds + 1):
+            runs = round_of(study, results.rows, number)
+            pending = [trial for trial in runs if trial.key(corpus.fingerprint) not in results.finished]
+            what = COORDINATES[(number - 1) % len(COORDINATES)] if number else "where to begin"
+            print(f"Round {number} of {arguments.rounds}, {what}: {cost(pending, results.rows, workers)}")
+            failed += carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
         found = best(results.rows)
     path = arguments.out / "tuned.json"
     path.write_text(json.dumps(found, indent=1) + "\n")

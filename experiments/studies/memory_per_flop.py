@@ -4,9 +4,6 @@ from experiments.data import CodeCorpus
 from experiments.study import Study
 from experiments.tuning import tuned
 
-# Wide models take their steps on more text.
-SIZED = {96: {"batch": 8}, 128: {"batch": 8}, 192: {"batch": 8}}
-
 study = Study(
     data=CodeCorpus(),
     # The intervention. A store holds only the tokens that its arm is trained on ...
@@ -18,7 +15,6 @@ study = Study(
     budgets=(1e12, 3e12),
     reach=(3e11, 1e13),
     best_width={3e11: 32, 1e12: 48, 3e12: 64, 1e13: 96},
-    sized=SIZED,
     tuned=tuned(),
     seeds=range(3),
 )

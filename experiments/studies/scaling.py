@@ -4,7 +4,6 @@ Takes hours on a laptop, not minutes; it can be stopped and continued at any tim
 """
 
 from experiments.data import CodeCorpus
-from experiments.studies.memory_per_flop import SIZED
 from experiments.study import Study
 from experiments.tuning import tuned
 
@@ -16,7 +15,6 @@ study = Study(
     budgets=(1e12, 3e12, 1e13, 3e13),
     reach=(3e11, 1e14),
     best_width={3e11: 32, 1e12: 48, 3e12: 64, 1e13: 96, 3e13: 128, 1e14: 128},
-    sized=SIZED,
     tuned=tuned(),
     seeds=range(3),
 )

@@ -122,7 +122,13 @@ def test_wandb_offline_needs_no_account_and_keeps_the_run(corpus: TextCorpus, tm
     execute(run_of("dense", NO_STORE, budget=1.2e10), workspace)
     (record,) = (tmp_path / "out" / "wandb").rglob("run-*.wandb")
     content = record.read_bytes()
-    for name in (b"train/nats_per_token", b"train_flops", b"test/bits_per_byte", b"copying/second", b"readout"):
+    for name in (
+        b"train/nats_per_token",
+        b"train_flops",
+        b"test/bits_per_byte",
+        b"copying/second",
+        b"readout",
+    ):
         assert name in content
 
 

@@ -82,7 +82,10 @@ def test_later_seeds_run_long_ones_first() -> None:
 
 def test_a_run_holds_every_setting_so_that_changed_defaults_make_another_run() -> None:
     study = _study(
-        tuned={("ngram", "same tokens", 64, 1e12): {"batch": 8}, ("graph", "whole corpus", 64, 1e12): {"k": 8}},
+        tuned={
+            ("ngram", "same tokens", 64, 1e12): {"batch": 8},
+            ("graph", "whole corpus", 64, 1e12): {"k": 8},
+        },
         sized={96: {"layers": 4, "batch": 2}},
         settings={"time": 128},
     )

@@ -1,15 +1,17 @@
 """Tuning: the same trials for everybody, winners by validation loss."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.data import CodeCorpus
-from experiments.run import DEFAULTS
+from experiments.run import DEFAULTS, Run
 from experiments.study import Study
-from experiments.tuning import LAYERS, RANGES, best, plan, trials, tuned
+from experiments.tuning import COORDINATES, best, round_of, steps, tuned
+from mann.module import RATES
 
 STUDY: dict[str, Any] = {
     "data": CodeCorpus(),
@@ -19,55 +21,74 @@ STUDY: dict[str, Any] = {
     "widths": (32, 48, 64, 96, 128),
     "budgets": (3e12, 1e12),
     "best_width": {1e12: 48, 3e12: 64},
-    "sized": {128: {"batch": 8}},
+    "sized": {128: {"batch": 16}},
 }
 
 
 def _row(rate: float, loss: float, **changes: Any) -> dict[str, Any]:
-    rates = {role: (low * high) ** 0.5 for role, (low, high) in RANGES.items()} | {"matrix": rate}
     return {
         "arm": "dense",
         "regime": "none",
         "width": 64,
         "budget": 1e12,
         "parent": None,
-        "params": {"table": 0},
-        "settings": {"rates": rates, "layers": 2, "batch": 4},
+        "settings": {"rates": {**RATES, "matrix": rate}, "layers": 2, "batch": 4},
         "losses": {"valid": {"bits_per_byte": loss}, "test": {"bits_per_byte": -loss}},
         **changes,
     }
 
 
-def test_trials_are_inside_their_ranges_and_fewer_are_the_first_of_more() -> None:
-    for trial in trials(16):
-        assert trial["layers"] in LAYERS
-        for role, (low, high) in RANGES.items():
-            assert low * 0.999 <= trial["rates"][role] <= high * 1.001
-    assert {trial["layers"] for trial in trials(8)} == set(LAYERS)
-    assert trials(16)[:9] == trials(8)
-    assert trials(0)[0]["layers"] == DEFAULTS["layers"]
+def _all_places() -> set[tuple[str, str, int, float]]:
+    widths = {1e12: (32, 48, 64, 96), 3e12: (48, 64, 96, 128)}
+    places = {("dense", "none", width, budget) for budget, some in widths.items() for width in some}
+    for width, budget in ((48, 1e12), (64, 3e12)):
+        places |= {(arm, "same tokens", width, budget) for arm in ("ngram", "graph", "unigram table")}
+        places |= {("graph", "whole corpus", width, budget)}
+    return places
 
 
 def test_everything_compared_is_tuned_alike_and_what_is_like_another_is_not() -> None:
-    runs = plan(Study(**STUDY), 2)
-    tried = {
-        (run.arm, run.regime, run.width, run.budget): [
-            trial.settings["rates"]
-            for trial in runs
-            if (trial.arm, trial.regime, trial.width, trial.budget)
-            == (run.arm, run.regime, run.width, run.budget)
-        ]
-        for run in runs
-    }
-    widths = {1e12: (32, 48, 64, 96), 3e12: (48, 64, 96, 128)}
-    expected = {("dense", "none", width, budget) for budget, some in widths.items() for width in some}
-    for width, budget in ((48, 1e12), (64, 3e12)):
-        expected |= {(arm, "same tokens", width, budget) for arm in ("ngram", "graph", "unigram table")}
-        expected |= {("graph", "whole corpus", width, budget)}
-    assert set(tried) == expected
-    assert all(rates == [trial["rates"] for trial in trials(2)] for rates in tried.values())
+    study = Study(**STUDY)
+    for number in range(len(COORDINATES) + 1):
+        runs = round_of(study, [], number)
+        tried = Counter((run.arm, run.regime, run.width, run.budget) for run in runs)
+        assert tried == dict.fromkeys(_all_places(), 2 if number else 1)
+        changes = {json.dumps(run.settings | {"batch": 0}, sort_keys=True) for run in runs}
+        assert number == 1 or {run.settings["batch"] for run in runs if run.width == 128} == {16}
+        assert len(changes) == (1 if number < 2 else 2)
     assert [run.budget for run in runs] == sorted(run.budget for run in runs)
-    assert {run.settings["batch"] for run in runs if run.width == 128} == {8}
+
+
+def test_the_search_walks_downhill_and_rounds_done_later_change_nothing() -> None:
+    study = Study(
+        **{**STUDY, "arms": (), "whole_corpus": (), "controls": (), "widths": (64,), "budgets": (1e12,)}
+    )
+
+    def finished(run: Run) -> dict[str, Any]:
+        miss = (
+            abs(run.settings["batch"] - 4) + abs(run.settings["layers"] - 3) + run.settings["rates"]["matrix"]
+        )
+        return _row(0.0, miss, settings=run.settings)
+
+    rounds: list[list[Run]] = []
+    rows: list[dict[str, Any]] = []
+    for number in range(4):
+        rounds.append(round_of(study, rows, number))
+        rows += map(finished, rounds[-1])
+    assert [run.settings["batch"] for run in rounds[1]] == [4, 16]
+    assert [(run.settings["batch"], run.settings["layers"]) for run in rounds[2]] == [(4, 1), (4, 3)]
+    assert {run.settings["layers"] for run in rounds[3]} == {3}
+    assert [round_of(study, rows, number) for number in range(4)] == rounds
+    (winner,) = best(rows)
+    assert (winner["settings"]["batch"], winner["settings"]["layers"], winner["trials"]) == (4, 3, 7)
+    assert set(winner["at_edge"]) == {"batch", "layers", "matrix"}
+
+
+def test_a_step_never_leaves_what_can_be_built() -> None:
+    settings = {"batch": 1, "layers": 1, "rates": {"embedding": 0.1, "table": 0.2}}
+    assert [trial["batch"] for trial in steps(settings, "batch")] == [2, 4]
+    assert [trial["layers"] for trial in steps(settings, "layers")] == [2, 3]
+    assert steps(settings, "embedding")[1]["rates"] == {"embedding": 0.16, "table": 0.32}
 
 
 def test_a_control_takes_over_the_tuning_of_what_it_explains() -> None:
@@ -79,19 +100,16 @@ def test_a_control_takes_over_the_tuning_of_what_it_explains() -> None:
 
 
 def test_the_winner_has_the_lowest_validation_loss_and_edges_are_told() -> None:
-    rows = [_row(0.01, 1.8), _row(0.0041, 1.7), _row(0.02, 1.0, parent="another")]
+    rows = [_row(0.01, 1.8), _row(0.004, 1.7), _row(0.02, 1.0, parent="another")]
     (found,) = best(rows)
     assert found["bits_per_byte"] == pytest.approx(1.7)
     assert found["trials"] == 2
     assert found["at_edge"] == ["matrix"]
-    assert set(found["settings"]) == {"rates", "layers"}
-    deepest = _row(0.009, 1.6)
-    deepest["settings"] |= {"layers": LAYERS[-1]}
-    assert best([*rows, deepest])[0]["at_edge"] == ["layers"]
+    assert set(found["settings"]) == {"rates", "layers", "batch"}
 
 
 def test_a_study_reads_winners_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     path.write_text(json.dumps(best([_row(0.01, 1.8)])))
     assert tuned(path)["dense", "none", 64, 1e12]["layers"] == 2
-    assert ("dense", "none", 48, 1e12) in tuned()
+    assert all(found["trials"] > 1 for found in tuned().values())
