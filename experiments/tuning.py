@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,33 +28,34 @@ _Row = Mapping[str, Any]
 _Place = tuple[str, str, int, float]  # arm, regime, width, budget
 
 
-def round_of(study: Study, rows: Sequence[_Row], number: int) -> list[Run]:
-    """The trials of one round of the search, at every place that is compared.
+def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> list[Run]:
+    """The trials of one round of the search at a budget, at every place that is compared.
 
-    Round 0 tries what the study would take; each later one makes a step down and a step up from the best
-    trial so far, along the next of :data:`COORDINATES`. So every place has ``1 + 2 * number`` trials by then.
+    Round 0 tries what was found at the nearest size with a smaller budget, or else the study's own settings; each
+    later one makes a step down and a step up from the best trial so far, along the next of :data:`COORDINATES`. So
+    every place has ``1 + 2 * number`` trials by then.
 
     Args:
-        study: What is tuned: dense at each width of its frontier, every arm at the best width, at each budget.
+        study: What is tuned: dense at each width of its frontier, every arm at the best width.
+        budget: Training FLOPs of a trial.
         rows: Results of the rounds before.
         number: Which round.
     """
     losses = {(_place(row), _text(row["settings"])): _loss(row) for row in rows if row["parent"] is None}
+    study = replace(study, tuned=by_place(best([row for row in rows if row["budget"] < budget])))
     runs = []
-    for budget in map(float, sorted(study.budgets)):
-        for arm, regime, width in study.tuning_places(budget):
-            settings = study.settings_of(arm, regime, width, budget)
-            rates: dict[str, float] = {**RATES, **settings["rates"]}
-            start = {**settings, "rates": rates, "counts": False, "trials": 0}
+    for arm, regime, width in study.tuning_places(budget):
+        settings = study.settings_of(arm, regime, width, budget)
+        rates: dict[str, float] = {**RATES, **settings["rates"]}
+        start = {**settings, "rates": rates, "counts": False, "trials": 0}
 
-            def loss(trial: dict[str, Any], place: _Place = (arm, regime, width, budget)) -> float:
-                # A trial that diverged left no row.
-                return losses.get((place, _text(trial)), float("inf"))
+        def loss(trial: dict[str, Any], place: _Place = (arm, regime, width, budget)) -> float:
+            # A trial that diverged left no row.
+            return losses.get((place, _text(trial)), float("inf"))
 
-            runs += [
-                Run("tuning", arm, regime, SEED, width, budget, trial)
-                for trial in _trials(start, loss, number)
-            ]
+        runs += [
+            Run("tuning", arm, regime, SEED, width, budget, trial) for trial in _trials(start, loss, number)
+        ]
     return runs
 
 
@@ -118,19 +120,19 @@ def best(rows: Sequence[_Row]) -> list[dict[str, Any]]:
     return found
 
 
-def tuned(path: Path | None = None) -> dict[tuple[str, str, int, float], dict[str, Any]]:
+def tuned(path: Path | None = None) -> dict[_Place, dict[str, Any]]:
     """Winners by arm, regime, width and budget, as :class:`~experiments.study.Study` takes them.
 
     Args:
         path: The ``tuned.json`` of a tuning; by default those that come with the library.
     """
     shipped = resources.files("experiments.studies").joinpath("tuned.json")
-    text = shipped.read_text() if path is None else path.read_text()
-    return {
-        (entry["arm"], entry["regime"], entry["width"], entry["budget"]): entry["settings"]
-        | {"trials": entry["trials"]}
-        for entry in json.loads(text)
-    }
+    return by_place(json.loads(shipped.read_text() if path is None else path.read_text()))
+
+
+def by_place(found: Sequence[Mapping[str, Any]]) -> dict[_Place, dict[str, Any]]:
+    """What :func:`best` found, by arm, regime, width and budget."""
+    return {_place(entry): {**entry["settings"], "trials": entry["trials"]} for entry in found}
 
 
 def _place(row: _Row) -> _Place:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ EXAMPLES = """\
   mnemograph tune mine.py --data my_texts/            your own study, on your own text
 
 Dense is tuned at every width of its frontier, arms at the width that is best for the budget. Each round steps down
-and up from the best trial so far, along batch, depth and three kinds of step size in turn. Trials that have finished
-are never repeated. A study uses what was found by `tuned=tuned(Path("runs/tuning/tuned.json"))`."""
+and up from the best trial so far, along batch, depth and three kinds of step size in turn; a larger budget begins with
+what a smaller one found. Trials that have finished are never repeated. A study uses what was found by
+`tuned=tuned(Path("runs/tuning/tuned.json"))`."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,11 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     workers = arguments.workers or available_cores()
     failed = []
     with Results(arguments.out, corpus.fingerprint, "tuning") as results:
-        for number in range(arguments.rounds + 1):
-            runs = round_of(study, results.rows, number)
+        # Smaller budgets first: larger ones begin with what those found.
+        for budget, number in itertools.product(sorted(study.budgets), range(arguments.rounds + 1)):
+            runs = round_of(study, float(budget), results.rows, number)
             pending = [trial for trial in runs if trial.key(corpus.fingerprint) not in results.finished]
             what = COORDINATES[(number - 1) % len(COORDINATES)] if number else "where to begin"
-            print(f"Round {number} of {arguments.rounds}, {what}: {cost(pending, results.rows, workers)}")
+            title = f"{budget:.0e}, round {number} of {arguments.rounds}, {what}"
+            print(f"{title}: {cost(pending, results.rows, workers)}")
             failed += carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
         found = best(results.rows)
     path = arguments.out / "tuned.json"

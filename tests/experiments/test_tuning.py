@@ -1,5 +1,6 @@
 """Tuning: the same trials for everybody, winners by validation loss."""
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -49,14 +50,23 @@ def _all_places() -> set[tuple[str, str, int, float]]:
 
 def test_everything_compared_is_tuned_alike_and_what_is_like_another_is_not() -> None:
     study = Study(**STUDY)
-    for number in range(len(COORDINATES) + 1):
-        runs = round_of(study, [], number)
+    for budget, number in itertools.product((1e12, 3e12), range(len(COORDINATES) + 1)):
+        runs = round_of(study, budget, [], number)
         tried = Counter((run.arm, run.regime, run.width, run.budget) for run in runs)
-        assert tried == dict.fromkeys(_all_places(), 2 if number else 1)
-        changes = {json.dumps(run.settings | {"batch": 0}, sort_keys=True) for run in runs}
-        assert number == 1 or {run.settings["batch"] for run in runs if run.width == 128} == {16}
+        places = [place for place in _all_places() if place[-1] == budget]
+        assert tried == dict.fromkeys(places, 2 if number else 1)
+        assert number == 1 or {run.settings["batch"] for run in runs if run.width == 128} <= {16}
+        changes = {json.dumps({**run.settings, "batch": 0}, sort_keys=True) for run in runs}
         assert len(changes) == (1 if number < 2 else 2)
-    assert [run.budget for run in runs] == sorted(run.budget for run in runs)
+
+
+def test_a_larger_budget_begins_with_what_a_smaller_one_found() -> None:
+    study = Study(**STUDY)
+    found = _row(0.02, 1.0)
+    rows = [found, _row(0.004, 2.0), _row(0.001, 0.5, budget=3e12)]
+    starts = {run.arm: run.settings for run in round_of(study, 3e12, rows, 0) if run.width == 64}
+    assert starts["dense"]["rates"] == found["settings"]["rates"]
+    assert starts["ngram"]["rates"] == RATES
 
 
 def test_the_search_walks_downhill_and_rounds_done_later_change_nothing() -> None:
@@ -73,12 +83,12 @@ def test_the_search_walks_downhill_and_rounds_done_later_change_nothing() -> Non
     rounds: list[list[Run]] = []
     rows: list[dict[str, Any]] = []
     for number in range(4):
-        rounds.append(round_of(study, rows, number))
+        rounds.append(round_of(study, 1e12, rows, number))
         rows += map(finished, rounds[-1])
     assert [run.settings["batch"] for run in rounds[1]] == [4, 16]
     assert [(run.settings["batch"], run.settings["layers"]) for run in rounds[2]] == [(4, 1), (4, 3)]
     assert {run.settings["layers"] for run in rounds[3]} == {3}
-    assert [round_of(study, rows, number) for number in range(4)] == rounds
+    assert [round_of(study, 1e12, rows, number) for number in range(4)] == rounds
     (winner,) = best(rows)
     assert (winner["settings"]["batch"], winner["settings"]["layers"], winner["trials"]) == (4, 3, 7)
     assert set(winner["at_edge"]) == {"batch", "layers", "matrix"}
