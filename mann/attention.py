@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mann.context import Context
+from mann.linear import Linear
 from mann.rotary import queries_keys, rotary_tables
 
 
@@ -52,8 +53,8 @@ class CausalAttention(nn.Module):
         self.d_head = d_model // n_heads
         self.block = block
         self.base = base
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.qkv = Linear(d_model, 3 * d_model)
+        self.out = Linear(d_model, d_model)
         # Every other head begins mostly as a previous-token head, the rest mostly without a shift: both kinds are
         # wanted. Better than starting all of them halfway at 1e12 FLOPs, no worse at 3e12 and 1e13 (single runs).
         self.shift = nn.Parameter(torch.tensor([1.5, -1.5]).repeat(n_heads)[:n_heads, None])

@@ -33,6 +33,9 @@ class Context:
     _found: dict[tuple[int, int], Neighbors] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _windows: dict[tuple[int, int], tuple[int, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _masks: dict[tuple[int, torch.dtype], list[Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -72,6 +75,18 @@ class Context:
         if key not in self._found:
             self._found[key] = source.search(self.tokens, k, documents=self.documents)
         return self._found[key]
+
+    def window(self, source: Source, k: int, before: int, after: int) -> Int[Tensor, "batch time k window"]:
+        """Tokens around the neighbours of every position, as :meth:`retrieval.Passages.window` gives them.
+
+        Once read, they serve whoever asks for the same or for fewer in this forward pass.
+        """
+        key = (id(source), k)
+        held, window = self._windows.get(key, (-1, None))
+        if window is None or held < before or window.shape[-1] - 1 - held < after:
+            held, window = before, source.passages.window(self.retrieve(source, k).ids, before, after)
+            self._windows[key] = held, window
+        return window[..., held - before : held + 1 + after]
 
     def attention_masks(self, block: int, dtype: torch.dtype) -> list[Tensor]:
         """What to add to the scores of each block of queries: 0 where a query may look, else minus infinity.

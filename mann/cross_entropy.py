@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mann.linear import product, weight_gradient
 from mann.norm import compute_dtype, sum_dtype
 
 # Rows whose logits are in flight at once: 128 rows of 2,048 float32 logits are one megabyte, which stays in cache.
@@ -17,7 +18,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
         dtype = compute_dtype(x)
         x_low, weight_low = x.to(dtype), weight.to(dtype)
-        logits = x_low @ weight_low.t()
+        logits = product(x_low, weight_low)
         nll = torch.cat(
             [
                 -torch.log_softmax(piece, -1, dtype=sum_dtype(piece)).gather(-1, wanted)
@@ -38,8 +39,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         error.view(-1).index_add_(0, rows * logits.shape[1] + targets, -torch.ones_like(error[:, 0]))
         scale = grad[:, None].to(dtype)
         # The upstream gradient scales rows of the thin factors instead of the wide error matrix.
-        grad_x = (error @ weight) * scale
-        grad_weight = error.t() @ (x * scale)
+        grad_x = product(error, weight.t()) * scale
+        grad_weight = weight_gradient(error, x * scale)
         return grad_x.to(ctx.dtypes[0]), grad_weight.to(ctx.dtypes[1]), None
 
 

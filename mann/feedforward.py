@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mann.linear import Linear
+
 
 class ReluSquared(nn.Module):
     r"""Two linear maps around a squared ReLU.
@@ -25,8 +27,8 @@ class ReluSquared(nn.Module):
 
     def __init__(self, d_model: int, expansion: int = 4) -> None:
         super().__init__()
-        self.up = nn.Linear(d_model, expansion * d_model, bias=False)
-        self.down = nn.Linear(expansion * d_model, d_model, bias=False)
+        self.up = Linear(d_model, expansion * d_model)
+        self.down = Linear(expansion * d_model, d_model)
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
@@ -52,8 +54,8 @@ class SwiGLU(nn.Module):
     def __init__(self, d_model: int, hidden: int | None = None) -> None:
         super().__init__()
         hidden = hidden or max(16, round(8 * d_model / 3 / 16) * 16)
-        self.up = nn.Linear(d_model, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, d_model, bias=False)
+        self.up = Linear(d_model, 2 * hidden)
+        self.down = Linear(hidden, d_model)
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:

@@ -56,6 +56,14 @@ class LanguageModule(L.LightningModule):
         self.decay = decay
         self._losses: list[Tensor] = []
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook it is in some fifty times a step, and torch looks for parameters in that name each
+        # time: a fifth of all that Lightning adds to a step.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Mean negative log-probability of the scored targets, in nats."""
         nll = self.network.loss(

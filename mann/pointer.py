@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mann.context import Context
 from mann.readers import ScoreFeatures
 from mann.readout import IGNORE, Readout, SoftmaxReadout
+from mann.rows import match_rows
 from retrieval import Source
 
 
@@ -62,10 +63,9 @@ class PointerReadout(Readout):
     ) -> tuple[Float[Tensor, "batch time k_and_sink"], Int[Tensor, "batch time k"]]:
         """Log mixture weights, -inf where there is no neighbour and the vocabulary's last; and the answers."""
         neighbors = context.retrieve(self.source, self.k)
-        answers = self.source.passages.window(neighbors.ids, 0, 1)[..., 1]
-        query = self.query(x)
-        match = torch.matmul(self.answers.weight.to(query.dtype)[answers], query[..., None]).squeeze(-1)
-        logits = torch.cat([match.float() + self.score(neighbors), self.sink(x).float()], -1)
+        answers = context.window(self.source, self.k, 0, 1)[..., 1]
+        match = match_rows(self.query(x), self.answers.weight, answers)
+        logits = torch.cat([match + self.score(neighbors), self.sink(x).float()], -1)
         return torch.log_softmax(logits, -1), answers
 
     def forward(

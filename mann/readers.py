@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mann.rows import match_rows, sum_rows
 from retrieval import Neighbors
 
 
@@ -116,11 +117,8 @@ class AttentionReader(Reader):
         window: Int[Tensor, "batch time k window"],
     ) -> Float[Tensor, "batch time width"]:
         answers = window[..., self.before + 1]
-        query = self.query(x)
-        keys = self.keys.weight.to(query.dtype)[answers]
-        match = torch.matmul(keys, query[..., None]).squeeze(-1).float()
+        match = match_rows(self.query(x), self.keys.weight, answers)
         logits = match + self.score(neighbors)
         logits = torch.cat([logits, self.sink.expand(*logits.shape[:-1], 1)], -1)
-        share = torch.softmax(logits, -1)[..., :-1].to(query.dtype)
-        values = self.values.weight.to(query.dtype)[answers]
-        return self.out(torch.matmul(share[..., None, :], values).squeeze(-2))
+        share = torch.softmax(logits, -1)[..., :-1]
+        return self.out(sum_rows(share, self.values.weight, answers))

@@ -6,11 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from retrieval.encoder import ContextEncoder
 
-__all__ = ["Cells"]
+__all__ = ["ID", "Cells", "words"]
+
+# The bits of a word that hold the id.
+ID = 2**32 - 1
+
+
+def words(scores: Float[np.ndarray, "*shape"], ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+    """Integers in the order (score descending, id ascending): the bits of a float, made monotone, before the id."""
+    bits = scores.view(np.int32)
+    bits = bits ^ ((bits >> 31) & np.int32(2**31 - 1))
+    return (~bits.astype(np.int64) << 32) | ids
 
 
 class Cells:
@@ -87,15 +97,14 @@ class Cells:
         return (first * self.shape[1] + second) * self.shape[2] + third
 
     def nearest(self, context: Int[np.ndarray, "n three"]) -> Int[np.ndarray, "n m"]:
-        """Cells a query considers, best first."""
+        """Cells a query considers, best first, and of equal ones the first."""
         ids = [self._nearest[j][context[:, j]] for j in range(3)]
         scores = [self._score[j][context[:, j]] for j in range(3)]
         n = len(context)
         cell = (ids[0][:, :, None, None] * self.shape[1] + ids[1][:, None, :, None]) * self.shape[2]
         cell = (cell + ids[2][:, None, None, :]).reshape(n, -1)
         score = scores[0][:, :, None, None] + scores[1][:, None, :, None] + scores[2][:, None, None, :]
-        order = np.argsort(-score.reshape(n, -1), axis=1)
-        return np.take_along_axis(cell, order, 1)
+        return np.sort(words(score.reshape(n, -1), cell), axis=1) & ID
 
     @property
     def nearest_flops(self) -> int:

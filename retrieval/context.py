@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 
-from retrieval.cells import Cells
+from retrieval.cells import ID, Cells, words
 from retrieval.encoder import ContextEncoder
 from retrieval.neighbors import Neighbors
 from retrieval.passages import Passages
@@ -33,7 +33,7 @@ class ContextSource(Source):
     r"""FAISS over a fixed encoding of the context, its shortlist scored exactly.
 
     Three steps, each cheaper per entry than the next is exact: :class:`retrieval.cells.Cells` chooses the lists to look
-    into, with about ``scan`` entries in all; FAISS scans their 4-bit product-quantized sketches by table look-up
+    into, with about ``scan`` entries in all; FAISS scans their 4-bit codes, a product quantizer's, by table look-up
     (`Andre, Kermarrec and Le Scouarnec <https://arxiv.org/abs/1812.09162>`_ ) and keeps a ``shortlist``; and
     :meth:`retrieval.ContextEncoder.kernel` gives those their score. The result comes in the order (score descending,
     id ascending), and does not depend on the rest of the batch.
@@ -60,7 +60,7 @@ class ContextSource(Source):
         *,
         clusters: Sequence[int] | None = None,
         scan: int = 2048,
-        shortlist: int = 96,
+        shortlist: int = 64,
     ) -> None:
         begin = time.perf_counter()
         self.passages = passages
@@ -90,23 +90,25 @@ class ContextSource(Source):
         if n >= self.small:
             self._build(n)
         self.build_seconds = time.perf_counter() - begin
-        about = f"context-source-1 {self.clusters} {scan} {shortlist} {self.encoder.fingerprint} {passages.fingerprint}"
+        about = f"context-source-2 {self.clusters} {scan} {shortlist} {self.encoder.fingerprint} {passages.fingerprint}"
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
 
     def _build(self, n: int) -> None:
         encoder = self.encoder
         self._cells = Cells(encoder, self.clusters)
         cell = np.empty(n, np.int32)
-        step = 1 << 18
+        # In the order of the text, where contexts lie side by side; moved to their lists as whole rows afterwards.
+        rows = np.empty((n, (encoder.n_codes + 1) // 2), np.uint8)
+        step = 1 << 16
         for i in range(0, n, step):
-            cell[i : i + step] = self._cells.of(
-                self._context(self._entries[i : i + step].astype(np.int64), 3)
-            )
+            context = self._context(self._entries[i : i + step].astype(np.int64), self.depth)
+            cell[i : i + step] = self._cells.of(context)
+            rows[i : i + step] = encoder.codes(context)
+        row = rows.view(f"V{rows.shape[1]}").reshape(n)
         sizes = np.bincount(cell, minlength=self._cells.n)
-        order = np.sort((cell.astype(np.int64) << 32) | np.arange(n)) & (2**32 - 1)
+        order = np.sort((cell.astype(np.int64) << 32) | np.arange(n)) & ID
         del cell
-        index = self._train(n)
-        tables, tail = self._code_tables(index.pq)
+        index = self._empty()
         ends = np.cumsum(sizes)
         pending: list[np.ndarray] = []
         lists = index.invlists
@@ -114,10 +116,7 @@ class ContextSource(Source):
         occupied = np.flatnonzero(sizes)
         done = 0
         for i in range(0, n, step):
-            places = self._entries[order[i : i + step]].astype(np.int64)
-            context = self._context(places, self.depth)
-            parts = [table[context[:, j]] for j, table in enumerate(tables)]
-            codes = np.concatenate([*parts, tail.compute_codes(encoder.tail_sketch(context))], axis=1)
+            codes = row[order[i : i + step]].view(np.uint8).reshape(-1, rows.shape[1])
             codes = np.concatenate([*pending, codes]) if pending else codes
             ids = self._entries[order[filled : filled + len(codes)]].astype(np.int64)
             start = 0
@@ -132,48 +131,30 @@ class ContextSource(Source):
         index.ntotal = n
         self._sizes = sizes
         self._index = faiss.IndexIVFPQFastScan(index, 32)
-        encode = Work(encoder.sketch_flops(n), n * encoder.depth * 4 * encoder.width)
-        quantize = Work(3 * tail.ksub * encoder.width * n, 2 * n * index.code_size + 24 * n)
-        self.build_flops |= {"cells": self._cells.flops, "encode": encode.flops, "add": quantize.flops}
-        self.build_bytes |= {"cells": 4 * self._cells.flops, "encode": encode.bytes, "add": quantize.bytes}
+        # Codes are written, moved to their lists, and interleaved there.
+        moved = n * (4 * self.depth + 8 * index.code_size + 24)
+        self.build_flops |= {"cells": self._cells.flops, "add": 0}  # codes are looked up
+        self.build_bytes |= {"cells": 4 * self._cells.flops, "add": moved}
 
-    def _train(self, n: int) -> Any:
+    def _empty(self) -> Any:
+        """An index without entries whose quantizer stands for what the encoder's codes stand for."""
         d = self.encoder.dimensions
         self._coarse = faiss.IndexFlatIP(d)  # a place holder: lists are chosen by Cells
-        index = faiss.IndexIVFPQ(self._coarse, d, self._cells.n, d // 2, 4, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexIVFPQ(
+            self._coarse, d, self._cells.n, self.encoder.n_codes, 4, faiss.METRIC_INNER_PRODUCT
+        )
         index.by_residual = False
-        index.pq.cp.seed = 1234 + self.encoder.seed
-        index.pq.cp.min_points_per_centroid = 1
-        sample = self._entries[np.linspace(0, n - 1, min(n, 256 * index.pq.ksub)).astype(np.int64)]
-        index.pq.train(self.encoder.sketch(self._context(sample.astype(np.int64), self.depth)))
+        faiss.copy_array_to_vector(self.encoder.codebook.ravel(), index.pq.centroids)
         index.is_trained = True
-        work = Work(3 * d, 4 * d) * (index.pq.cp.niter * len(sample) * index.pq.ksub)
-        self.build_flops["train"] = work.flops
-        self.build_bytes["train"] = work.bytes
         return index
-
-    def _code_tables(self, pq: Any) -> tuple[list[np.ndarray], Any]:
-        """Codes of every token at the last three places, which are looked up, and the quantizer of the tail."""
-        width = self.encoder.width
-        tables = []
-        for place in range(3):
-            vectors = np.zeros((self.encoder.vocab_size + 1, 4 * width), np.float32)
-            vectors[:, place * width : (place + 1) * width] = self.encoder.token_sketch(place)
-            codes = pq.compute_codes(vectors)
-            tables.append(np.ascontiguousarray(codes[:, place * width // 4 : (place + 1) * width // 4]))
-        tail = faiss.ProductQuantizer(width, width // 2, 4)
-        centers = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
-        faiss.copy_array_to_vector(np.ascontiguousarray(centers[-tail.M :]).ravel(), tail.centroids)
-        self.build_flops["train"] += 3 * (3 * pq.ksub * pq.d) * (self.encoder.vocab_size + 1)
-        return tables, tail
 
     def _context(self, positions: np.ndarray, depth: int) -> np.ndarray:
         """The last tokens at stored positions, most recent first, -1 outside the passage."""
         tokens, age = self.passages.tokens, self._age[positions]
-        found = np.empty((len(positions), depth), np.int32)
+        found = np.empty((depth, len(positions)), np.int32)
         for j in range(depth):
-            found[:, j] = np.where(age >= j, tokens[np.maximum(positions - j, 0)].astype(np.int32), -1)
-        return found
+            found[j] = np.where(age >= j, tokens[np.maximum(positions - j, 0)].astype(np.int32), -1)
+        return found.T
 
     def find(self, context: Int[np.ndarray, "n depth"], k: int, exclude: Int[np.ndarray, " n"]) -> Neighbors:
         """See :meth:`Source.search`."""
@@ -182,14 +163,17 @@ class ContextSource(Source):
         rows, work = np.arange(n), Work()
         if self._index is not None:
             kept = max(self.shortlist, 2 * k)
+            # Queries side by side that look into the same lists.
+            order = np.argsort(self._last_three(context), kind="stable")
             for i in range(0, n, _ROWS):
-                at = slice(i, min(i + _ROWS, n))
-                cells = self._cells.nearest(context[at])
-                best[at], cost = self._approximate(context[at], k, exclude[at], cells, self.scan, kept)
+                at = order[i : i + _ROWS]
+                best[at], cost = self._approximate(
+                    context[at], k, exclude[at], self._cells.nearest, self.scan, kept
+                )
                 work += cost
             # Few are left: those whose shortlist the excluded document had filled. FAISS leaves it out for them.
             for choose, scan in (
-                (self._cells.nearest, 16 * self.scan),
+                (self._cells.nearest, 4 * self.scan),
                 (self._cells.alike, len(self._entries)),
             ):
                 rows = np.flatnonzero(best[:, -1] == _NOTHING)
@@ -199,7 +183,7 @@ class ContextSource(Source):
                     for i in range(0, len(of_document), _ROWS // 16):
                         at = of_document[i : i + _ROWS // 16]
                         best[at], cost = self._approximate(
-                            context[at], k, exclude[at], choose(context[at]), scan, kept, selector
+                            context[at], k, exclude[at], choose, scan, kept, selector
                         )
                         work += cost
             rows = np.flatnonzero(best[:, -1] == _NOTHING)
@@ -222,28 +206,40 @@ class ContextSource(Source):
             inner = faiss.IDSelectorBatch(own)
         return faiss.IDSelectorNot(inner)
 
+    def _last_three(self, context: np.ndarray) -> np.ndarray:
+        """One number for the last three tokens, which decide where a query looks."""
+        base = self.passages.vocab_size + 1
+        return (context[:, 0] * base + context[:, 1]) * base + context[:, 2]
+
+    def _lists(self, cells: np.ndarray, scan: int) -> np.ndarray:
+        """The first of the given cells, until ``scan`` entries have been looked at; -1 behind them."""
+        sizes = self._sizes[cells]
+        visit = (sizes > 0) & (np.cumsum(sizes, axis=1) - sizes < scan)
+        count = visit.sum(1)
+        lists = np.full((len(cells), max(1, int(count.max()))), -1, np.int64)
+        lists[np.arange(lists.shape[1]) < count[:, None]] = cells[visit]
+        return lists
+
     def _approximate(
         self,
         context: np.ndarray,
         k: int,
         exclude: np.ndarray,
-        cells: np.ndarray,
+        choose: Callable[[np.ndarray], np.ndarray],
         scan: int,
         kept: int,
         selector: Any = None,
     ) -> tuple[np.ndarray, Work]:
-        """The best of what stands in the first of the given cells, until ``scan`` entries have been looked at."""
+        """The best of what stands in the first cells that ``choose`` gives, about ``scan`` entries."""
         encoder, index, n = self.encoder, self._index, len(context)
-        sizes = self._sizes[cells]
-        visit = (sizes > 0) & (np.cumsum(sizes, axis=1) - sizes < scan)
-        width = max(1, int(visit.sum(1).max()))
-        first = np.argsort(~visit, axis=1, kind="stable")[:, :width]
-        lists = np.where(np.take_along_axis(visit, first, 1), np.take_along_axis(cells, first, 1), -1)
-        parameters = faiss.SearchParametersIVF(nprobe=width)
+        _, first, which = np.unique(self._last_three(context), return_index=True, return_inverse=True)
+        cells = choose(context[first])
+        lists = self._lists(cells, scan)[which]
+        parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1])
         if selector is not None:
             parameters.sel = selector
         ids, found = np.empty((n, kept), np.int64), np.empty((n, kept), np.float32)
-        sketch, lists = encoder.sketch(context), np.ascontiguousarray(lists)
+        sketch = encoder.sketch(context)
         far = np.zeros(lists.shape, np.float32)
         with counted_search() as visits:
             index.search_preassigned_c(
@@ -256,27 +252,31 @@ class ContextSource(Source):
             )
         work = search_work(index, n, kept, visits, coarse=False)
         work += Work(
-            encoder.sketch_flops(n) + n * self._cells.nearest_flops + encoder.kernel_flops(n * kept),
-            4 * n * encoder.depth * encoder.width + 8 * cells.size + 8 * encoder.depth * n * kept,
+            len(first) * self._cells.nearest_flops + encoder.kernel_flops(n * kept),
+            8 * n * encoder.dimensions + 8 * cells.size + 8 * encoder.depth * n * kept,
         )
         return self._score(context, ids, exclude, k), work
 
     def _score(self, context: np.ndarray, ids: np.ndarray, exclude: np.ndarray, k: int) -> np.ndarray:
         """The ``k`` best of each query's candidates, as sortable words; those that do not count at the end."""
         safe = np.maximum(ids, 0)
-        stored = np.lib.stride_tricks.sliding_window_view(self._rows, self.depth)[safe]
+        # The rows before every position as one item, which numpy copies ten times as fast as its parts.
+        windows = np.ndarray((len(self.passages),), f"V{2 * self.depth}", self._rows, strides=(2,))
+        stored = windows[safe.ravel()].view(np.uint16).reshape(*safe.shape, self.depth)
         age = self._age[safe]
         row, column = np.nonzero(age < self.depth - 1)
         early = stored[row, column]
         early[np.arange(self.depth) < self.depth - 1 - age[row, column, None]] = self._none
         stored[row, column] = early
         scores = self.encoder.kernel(self.encoder.rows(context), stored)
-        words = _words(scores, ids)
-        words[(ids < 0) | (self.passages.labels[safe] == exclude[:, None])] = _NOTHING
-        if words.shape[1] > 4 * k:
-            words = np.partition(words, k - 1, axis=1)[:, :k]
-        words.sort(axis=1)
-        return words[:, :k]
+        found = words(scores, ids)
+        found[ids < 0] = _NOTHING
+        if exclude.max() >= 0:
+            found[self.passages.labels[safe] == exclude[:, None]] = _NOTHING
+        if found.shape[1] > 4 * k:
+            found = np.partition(found, k - 1, axis=1)[:, :k]
+        found.sort(axis=1)
+        return found[:, :k]
 
     def _exact(self, context: np.ndarray, k: int, exclude: int) -> tuple[np.ndarray, Work]:
         best = np.zeros((1, 0), np.int64)
@@ -289,26 +289,17 @@ class ContextSource(Source):
         return best, Work(self.encoder.kernel_flops(n), n * self.depth * 8)
 
 
-def _words(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Integers in the order (score descending, id ascending): the bits of a float, made monotone, before the id."""
-    bits = scores.view(np.int32)
-    bits = bits ^ ((bits >> 31) & np.int32(2**31 - 1))
-    return (~bits.astype(np.int64) << 32) | ids
-
-
-def _unpacked(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _unpacked(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores and ids of words, -1 where there is nothing."""
-    bits = ~(words >> 32).astype(np.int32)
+    bits = ~(found >> 32).astype(np.int32)
     scores = (bits ^ ((bits >> 31) & np.int32(2**31 - 1))).view(np.float32)
-    return scores, np.where(words == _NOTHING, -1, words & (2**32 - 1))
+    return scores, np.where(found == _NOTHING, -1, found & ID)
 
 
 def _clusters(n: int) -> tuple[int, int, int]:
     """Clusters at the last three places for a store of ``n`` entries, as measured on source code."""
-    if n < 200_000:
-        return 128, 8, 1
     if n < 1_000_000:
-        return 256, 16, 2
+        return 128, 8, 1
     if n < 10_000_000:
         return 256, 32, 4
-    return 512, 64, 8
+    return 512, 128, 8

@@ -6,11 +6,19 @@ import hashlib
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int, Integer, UInt8
 
 from retrieval.passages import Passages
 
 __all__ = ["ContextEncoder"]
+
+# Dimensions of what one code stands for.
+PART = 8
+
+# Codes of a token among the latest three, among the three before, and before those: how many names, and which parts
+# of its meaning.
+_NAMES = (3, 2, 1)
+_MEANINGS: tuple[tuple[tuple[int, int], ...], ...] = (((0, 4), (4, 8)), ((0, 8),), ())
 
 
 class ContextEncoder:
@@ -28,18 +36,18 @@ class ContextEncoder:
     nothing. There is nothing to train by gradients and nothing the network could change, so neighbours can be looked
     up beforehand.
 
-    :meth:`kernel` gives :math:`k` exactly, by table. :meth:`sketch` gives vectors of ``4 * width`` dimensions for an
-    index, whose inner product approximates it: one block of ``width`` dimensions for each of the last three tokens
-    and one for the rotated sum of all earlier ones.
+    :meth:`kernel` gives :math:`k` exactly, by table. :meth:`codes` gives an index stored contexts as 4-bit codes of
+    single tokens, several for each of the latest: the nearest of 15 means of a part of :math:`e_v`, or a name, one of
+    15 drawn by lot. :meth:`sketch` gives vectors of queries, whose inner product with what the codes stand for,
+    :attr:`codebook`, approximates :math:`k`. Names are nearly orthogonal, so a few tell tokens apart.
 
     Args:
         passages: Where to count which token follows which.
         depth: Tokens of context, at least 4.
         decay: :math:`\gamma`.
         blend: :math:`a`.
-        width: Dimensions of a block of a sketch, even.
         rank: Dimensions of :math:`e`.
-        seed: Of the random parts of sketches and of the decomposition.
+        seed: Of the names and of the decomposition.
 
     Raises:
         ValueError: If a parameter is out of range.
@@ -55,24 +63,16 @@ class ContextEncoder:
         depth: int = 12,
         decay: float = 0.6,
         blend: float = 0.5,
-        width: int = 24,
         rank: int = 24,
         seed: int = 0,
     ) -> None:
-        if depth < 4 or not 0 < decay <= 1 or not 0 <= blend <= 1 or width < 2 or width % 2:
+        if depth < 4 or not 0 < decay <= 1 or not 0 <= blend <= 1:
             raise ValueError(
-                "ContextEncoder needs depth >= 4, 0 < decay <= 1, 0 <= blend <= 1 and an even width, got "
-                f"depth={depth}, decay={decay}, blend={blend}, width={width}"
+                "ContextEncoder needs depth >= 4, 0 < decay <= 1 and 0 <= blend <= 1, got "
+                f"depth={depth}, decay={decay}, blend={blend}"
             )
         self.vocab_size = passages.vocab_size
-        self.depth, self.decay, self.blend, self.width, self.rank, self.seed = (
-            depth,
-            decay,
-            blend,
-            width,
-            rank,
-            seed,
-        )
+        self.depth, self.decay, self.blend, self.rank, self.seed = depth, decay, blend, rank, seed
         self.flops: dict[str, int] = {}
         self.bytes: dict[str, int] = {}
         weights = decay ** np.arange(depth)
@@ -85,8 +85,8 @@ class ContextEncoder:
         self.vectors = np.zeros((self.vocab_size + 1, rank), np.float32)
         self.vectors[frequent] = self._decompose(passages, frequent)
         self._table = self._similarities(frequent)
-        self._sketches = self._project()
-        about = f"context-1 {depth} {decay} {blend} {width} {rank} {seed}"
+        self._encode()
+        about = f"context-2 {depth} {decay} {blend} {rank} {seed}"
         self.fingerprint = hashlib.sha256(f"{about} {passages.fingerprint}".encode()).hexdigest()
 
     def _decompose(self, passages: Passages, frequent: np.ndarray) -> np.ndarray:
@@ -125,52 +125,82 @@ class ContextEncoder:
         self.bytes["tokens"] += 4 * size * size
         return table
 
-    def _project(self) -> np.ndarray:
-        """Sketch of every token at every place, ``[depth, vocab + 1, width]``; the last token, none, is zero."""
+    def _encode(self) -> None:
+        """Tables of what every token at every place gives to :meth:`sketch` and :meth:`codes`."""
         rng = np.random.default_rng(self.seed)
-        half = self.width // 2
-        # A token's block: its leading meaning beside a random name.
-        names = rng.standard_normal((self.vocab_size, half)).astype(np.float32)
-        names *= np.sqrt(1 - self.blend) / np.linalg.norm(names, axis=1, keepdims=True)
-        meaning = np.pad(self.vectors, ((0, 0), (0, max(0, half - self.rank))))[:-1, :half]
-        token = np.concatenate([np.sqrt(self.blend) * meaning, names], axis=1)
-        places = []
-        for j in range(self.depth):
-            turn = (
-                np.linalg.qr(rng.standard_normal((self.width, self.width)))[0]
-                if j >= 3
-                else np.eye(self.width)
-            )
-            places.append(np.sqrt(self.weights[j]) * token @ turn)
-        tables = np.zeros((self.depth, self.vocab_size + 1, self.width), np.float32)
-        tables[:, :-1] = places
-        self.flops["tokens"] += 2 * self.depth * self.vocab_size * self.width**2
-        return tables
+        order = np.argsort(-self.counts, kind="stable")
+        none = np.zeros((1, PART), np.float32)
+        names = np.concatenate([none, np.eye(PART), -np.eye(PART)[:-1]]).astype(np.float32)
+        meanings = {part: self._meaning(*part) for parts in _MEANINGS for part in parts}
+        self._sketches: list[np.ndarray] = []
+        self._bytes: list[dict[int, np.ndarray]] = []
+        books: list[np.ndarray] = []
+        for place, weight in enumerate(self.weights):
+            near = min(place // 3, 2)
+            given = []
+            for _ in range(_NAMES[near]):
+                code = np.zeros(self.vocab_size + 1, np.uint8)
+                # Tokens of like frequency share no name, so that the most frequent ones stay apart.
+                lots = rng.permuted(np.tile(np.arange(1, 16), (-(-self.vocab_size // 15), 1)), axis=1)
+                code[order] = lots.ravel()[: self.vocab_size]
+                given.append((code, names, (1 - self.blend) / _NAMES[near] * names[code]))
+            for part in _MEANINGS[near]:
+                code, book, vectors = meanings[part]
+                given.append((code, book, self.blend * vectors))
+            for code, book, _ in given:
+                at, half = divmod(len(books), 2)
+                if not half:
+                    self._bytes.append({})
+                self._bytes[at][place] = self._bytes[at].get(place, np.uint8(0)) | code << 4 * half
+                books.append(book)
+            sketches = weight * np.concatenate([vectors for *_, vectors in given], axis=1)
+            self._sketches.append(sketches.astype(np.float32))
+            self.flops["tokens"] += 2 * sketches.size
+        self.codebook: Float[np.ndarray, "n_codes 16 part"] = np.stack(books)
+
+    def _meaning(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Code of every token's part of :math:`e`, what the codes stand for, the parts: k-means weighted by counts."""
+        vectors = np.zeros((self.vocab_size + 1, PART), np.float32)
+        part = self.vectors[:, start:stop]
+        vectors[:, : part.shape[1]] = part
+        frequent = np.argsort(-self.counts, kind="stable")[:15]
+        # Code 0 stands for nothing: no token, and tokens that resemble none.
+        book = np.zeros((16, PART), np.float32)
+        book[1 : 1 + len(frequent)] = vectors[frequent]
+        weight = np.append(self.counts, 0).astype(np.float64)
+        passes = 15
+        for _ in range(passes):
+            code = np.argmax(2 * vectors @ book.T - (book**2).sum(1), axis=1)
+            total = np.bincount(code, weights=weight, minlength=16)
+            for d in range(PART):
+                sums = np.bincount(code, weights=weight * vectors[:, d], minlength=16)
+                book[1:, d] = np.where(total > 0, sums / np.maximum(total, 1), book[:, d])[1:]
+        code = np.argmax(2 * vectors @ book.T - (book**2).sum(1), axis=1).astype(np.uint8)
+        self.flops["tokens"] += (passes + 1) * 2 * 16 * vectors.size + passes * 2 * vectors.size
+        self.bytes["tokens"] += (passes + 1) * (2 * vectors.nbytes + 4 * 16 * len(vectors))
+        return code, book, vectors
+
+    @property
+    def n_codes(self) -> int:
+        """4-bit codes of a stored context."""
+        return len(self.codebook)
 
     @property
     def dimensions(self) -> int:
         """Dimensions of a sketch."""
-        return 4 * self.width
-
-    def token_sketch(self, place: int) -> Float[np.ndarray, "vocab_plus_one width"]:
-        """Block that each token gives ``place`` tokens back; the last row is "no token"."""
-        return self._sketches[place]
-
-    def tail_sketch(self, context: Int[np.ndarray, "n depth"]) -> Float[np.ndarray, "n width"]:
-        """The block of all tokens from the fourth on; ``width`` additions a token."""
-        block = np.zeros((len(context), self.width), np.float32)
-        for j in range(3, self.depth):
-            block += self._sketches[j][context[:, j]]
-        return block
+        return self.n_codes * PART
 
     def sketch(self, context: Int[np.ndarray, "n depth"]) -> Float[np.ndarray, "n dimensions"]:
-        """Vectors for an index, of contexts with the most recent token first and -1 where there is none."""
-        blocks = [self._sketches[j][context[:, j]] for j in range(3)]
-        return np.concatenate([*blocks, self.tail_sketch(context)], axis=1)
+        """Vectors of queries, most recent token first and -1 where there is none; looked up."""
+        return np.concatenate([table[context[:, j]] for j, table in enumerate(self._sketches)], axis=1)
 
-    def sketch_flops(self, n: int) -> int:
-        """Operations of ``n`` sketches."""
-        return n * self.width * (self.depth - 3)
+    def codes(self, context: Int[np.ndarray, "n depth"]) -> UInt8[np.ndarray, "n bytes"]:
+        """Codes of stored contexts, two a byte, the first one in its low half; looked up."""
+        found = np.zeros((len(context), len(self._bytes)), np.uint8)
+        for at, parts in enumerate(self._bytes):
+            for place, table in parts.items():
+                found[:, at] |= table[context[:, place]]
+        return found
 
     def rows(self, tokens: Integer[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """Rows of the table of similarities; a negative token, none, has a row of its own."""
@@ -187,13 +217,15 @@ class ContextEncoder:
             queries: Contexts as :meth:`rows`, most recent token first.
             stored: The contexts to compare with, as :meth:`rows`, most recent token *last*, as they lie in the text.
         """
-        flat, width = self._table.reshape(-1), self._table.shape[1]
+        flat, width = torch.from_numpy(self._table).view(-1), self._table.shape[1]
         score = np.zeros(stored.shape[:2], np.float32)
-        similar, at = np.empty_like(score), np.empty(score.shape, np.int32)
+        at, similar = np.empty(score.shape, np.int32), np.empty_like(score)
+        index, values = torch.from_numpy(at).view(-1), torch.from_numpy(similar).view(-1)
         base = queries.astype(np.int32) * np.int32(width)
         for j in range(self.depth):
-            np.add(base[:, j, None], stored[:, :, self.depth - 1 - j], out=at)
-            flat.take(at, out=similar, mode="clip")  # without "clip" numpy would go through a copy
+            at[...] = stored[:, :, self.depth - 1 - j]
+            at += base[:, j, None]
+            torch.index_select(flat, 0, index, out=values)  # numpy's take is half as fast
             similar *= self.weights[j]
             score += similar
         return score

@@ -113,8 +113,11 @@ class Passages:
             return torch.from_numpy(np.asarray(signed))
 
     @cached_property
-    def _cuts(self) -> Tensor:
-        return torch.from_numpy(self.offsets)
+    def _begins(self) -> Tensor:
+        """Whether a passage begins at each token, and one more after the last token."""
+        begins = torch.zeros(len(self) + 1, dtype=torch.bool)
+        begins[torch.from_numpy(self.offsets)] = True
+        return begins
 
     def window(
         self, ids: Int[Tensor, "*batch"], before: int, after: int
@@ -135,18 +138,24 @@ class Passages:
             IndexError: If a position is outside the store.
         """
         where = ids.detach().cpu()
+        shape = (before + 1 + after, *where.shape)
+        first, last = (int(end) for end in where.aminmax()) if where.numel() else (0, 0)
+        # Where there is no neighbour the id is 0, in an empty store too.
+        if not 0 <= first <= last < max(len(self), 1):
+            raise IndexError(f"position outside a store of {len(self)} tokens: {first}..{last}")
         if not len(self):
-            if where.numel() and bool(where.any()):
-                raise IndexError("position outside an empty store")
-            return torch.zeros(*where.shape, before + 1 + after, dtype=torch.int64, device=ids.device)
-        if where.numel() and not 0 <= int(where.min()) <= int(where.max()) < len(self):
-            raise IndexError(
-                f"position outside a store of {len(self)} tokens: {int(where.min())}..{int(where.max())}"
-            )
-        passage = torch.searchsorted(self._cuts, where, right=True) - 1
-        span = where.unsqueeze(-1) + torch.arange(-before, after + 1)
-        inside = (span >= self._cuts[passage].unsqueeze(-1)) & (span < self._cuts[passage + 1].unsqueeze(-1))
-        flat = span.clamp_(0, len(self) - 1).reshape(-1)
-        found = self._signed.index_select(0, flat).view(span.shape).long()
+            return torch.zeros(shape, dtype=torch.int64, device=ids.device).movedim(0, -1)
+        # Places come first in memory, so that whoever reads one place of every window reads it in one go.
+        offsets = torch.arange(-before, after + 1).unsqueeze(1)
+        span = where.reshape(-1) + offsets
+        # Between a place and its neighbour on the way to the position, does a passage begin?
+        edges = (span + (offsets < 0)).clamp_(0, len(self))
+        outside = self._begins.index_select(0, edges.view(-1)).view(span.shape)
+        outside[before] = False
+        for place in range(before + 2, len(outside)):
+            outside[place] |= outside[place - 1]
+        for place in range(before - 2, -1, -1):
+            outside[place] |= outside[place + 1]
+        found = self._signed.index_select(0, span.clamp_(0, len(self) - 1).view(-1)).long()
         found &= (1 << (8 * self.tokens.dtype.itemsize)) - 1 if self.tokens.dtype.itemsize < 8 else -1
-        return found.mul_(inside).to(ids.device)
+        return found.view(span.shape).masked_fill_(outside, 0).view(shape).movedim(0, -1).to(ids.device)

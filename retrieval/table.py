@@ -138,8 +138,8 @@ class NeighborTable:
         if at.size and not 0 <= at.min() <= at.max() < len(self):
             raise IndexError(f"rows {at.min()}..{at.max()} of a table of {len(self)}")
         found = Neighbors.of(
-            torch.from_numpy(self._scores[at].astype(np.float32)),
-            torch.from_numpy(self._ids[at].astype(np.int64)),
+            torch.from_numpy(self._scores[at]).float(),
+            torch.from_numpy(self._ids[at]).long(),
             flops=int(self.flops[at].sum()),
             bytes=int(self.bytes[at].sum()),
         )

@@ -166,14 +166,12 @@ class CountModel:
         for order in range(2, self.order + 1):
             ends = np.flatnonzero(depth >= order - 1)
             keys = ranks[ends - 1].astype(np.int64) * self.vocab_size + tokens[ends]
-            by_key = np.argsort(keys)
-            keys = keys[by_key]
+            keys, ends = _sorted(keys, ends)
             fresh = np.concatenate([np.ones(min(1, len(keys)), bool), keys[1:] != keys[:-1]])
-            rank_of = np.cumsum(fresh, dtype=np.int32) - 1
             begins = np.flatnonzero(fresh)
             counts = np.diff(np.append(begins, len(keys)))
             # Each different n-gram gives the (n-1)-gram at its end one more token seen before it.
-            preceded = np.bincount(ranks[ends[by_key[begins]]], minlength=size)
+            preceded = np.bincount(ranks[ends[begins]], minlength=size)
             if below is None:
                 self._unigram = _unigram(preceded, self.vocab_size)
             else:
@@ -181,8 +179,9 @@ class CountModel:
                 preceded += np.bincount(ranks[first], minlength=size)
                 self._levels.append(self._level(*below, preceded))
             size_below, size = size, len(begins)
-            ranks = np.full(len(tokens), -1, dtype=np.int32)
-            ranks[ends[by_key]] = rank_of
+            if order < self.order:
+                ranks = np.full(len(tokens), -1, dtype=np.int32)
+                ranks[ends] = np.cumsum(fresh, dtype=np.int32) - 1
             below = keys[begins], size_below
             occurrences = counts
         if below is None:
@@ -220,6 +219,19 @@ def _depth(documents: np.ndarray | None, n: int, length: int) -> np.ndarray:
         change[:, 1:] = documents[:, 1:] != documents[:, :-1]
         depth = place - np.maximum.accumulate(np.where(change, place, 0), axis=1)
     return np.concatenate([depth, depth[:, -1:] + 1], axis=1)
+
+
+def _sorted(keys: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys in ascending order with their places, which ascend among equal keys."""
+    bits = int(places.max(initial=0)).bit_length()
+    if int(keys.max(initial=0)).bit_length() + bits <= 63:
+        # Both in one word: sorting words is twice as fast as sorting an index, and gathers nothing afterwards.
+        keys <<= bits
+        keys |= places
+        keys.sort()
+        return keys >> bits, keys & ((1 << bits) - 1)
+    order = np.argsort(keys, kind="stable")
+    return keys[order], places[order]
 
 
 def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:

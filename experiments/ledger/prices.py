@@ -38,7 +38,7 @@ def price_of(func: torch._ops.OpOverload) -> tuple[str, Callable[[Call], Cost]] 
         if candidate in PRICES:
             return candidate, PRICES[candidate]
     if packet in flop_registry:
-        return name, _registered(flop_registry[packet], products=name.startswith("aten."))
+        return name, _registered(flop_registry[packet], products=name.startswith(("aten.", "mkldnn.")))
     return None
 
 

@@ -114,8 +114,12 @@ class EntryAttention(MessagePassing):
         score = compress(score).masked_fill(~mask, lowest)
         margin = (score - score.amax(-1, keepdim=True)).masked_fill(~mask, 0.0)
         score = score.masked_fill(~mask, 0.0)
-        one, slope, lead = trust.unsqueeze(-1).unbind(2)
-        logit = torch.bmm(query, entry.transpose(1, 2))
+        # Once, where each sum below would do it.
+        one, slope, lead = trust.to(torch.promote_types(trust.dtype, score.dtype)).unsqueeze(-1).unbind(2)
+        # Entries come first and queries are turned, so that the gradients of what is used twice are laid out alike:
+        # adding up two layouts takes longer than the products.
+        asked = query.mT
+        logit = torch.bmm(entry, asked).mT.to(one.dtype)
         logit = logit + one + slope * score.unsqueeze(1) + lead * margin.unsqueeze(1)
         hidden = ~mask.unsqueeze(1)
         logit = logit.masked_fill(hidden, torch.finfo(logit.dtype).min)
@@ -125,7 +129,7 @@ class EntryAttention(MessagePassing):
             )  # without any entry the softmax is even, not empty
             heard = torch.bmm(weight, entry)
         else:
-            empty = (query * self.null).sum(-1, keepdim=True)
+            empty = (asked * self.null.unsqueeze(1)).sum(1).unsqueeze(-1)
             weight, none = torch.cat([logit, empty], dim=-1).softmax(-1).split([mask.shape[1], 1], dim=-1)
             heard = torch.bmm(weight, entry) + none * self.null
         return self.out(heard.flatten(1))

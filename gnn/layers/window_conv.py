@@ -52,8 +52,9 @@ class WindowConv(MessagePassing):
         """What nodes say to each of the relations asked for; to themselves (0), their own state included."""
         x = x * inverse_rms(x)
         active = F.silu(x)
-        said = {relation: F.linear(active, self.weight[relation]).to(x.dtype) for relation in relations}
-        return [x + part if relation == 0 else part for relation, part in said.items()]
+        weight = torch.cat([self.weight[relation] for relation in relations])
+        said = F.linear(active, weight).to(x.dtype).chunk(len(relations), dim=-1)
+        return [x + part if relation == 0 else part for relation, part in zip(relations, said, strict=True)]
 
     def forward(self, x: Tensor, edge_index: Tensor, step: Tensor) -> Tensor:
         """Runs the round over a list of edges."""

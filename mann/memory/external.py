@@ -53,7 +53,7 @@ class ExternalMemory(Memory):
     ) -> Float[Tensor, "batch time width"]:
         neighbors = context.retrieve(self.source, self.k)
         reader = cast(Reader, self.reader)
-        window = self.source.passages.window(neighbors.ids, reader.before, reader.after)
+        window = context.window(self.source, self.k, reader.before, reader.after)
         return self.reader(rms_norm(x), neighbors, window)
 
     def get_extra_state(self) -> dict[str, Any]:

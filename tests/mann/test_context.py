@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from mann import Context
+from retrieval import Passages
 from tests.contracts import SOURCE, batch
 from tests.mann.inputs import labels, runs
 
@@ -49,3 +50,19 @@ def test_wrong_shapes_are_named():
         Context(torch.zeros(4, dtype=torch.int64))
     with pytest.raises((ValueError, TypeError), match=r"one document label per token|documents"):
         Context(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64))
+
+
+def test_a_window_is_read_once_for_all_who_want_no_more_of_it(monkeypatch):
+    calls = []
+    read = Passages.window
+
+    def counted(self, *args):
+        calls.append(args[1:])
+        return read(self, *args)
+
+    here = Context(batch()["tokens"])
+    ids = here.retrieve(SOURCE, 3).ids
+    monkeypatch.setattr(Passages, "window", counted)
+    for before, after in ((1, 2), (0, 1), (1, 2), (2, 0), (2, 0)):
+        assert torch.equal(here.window(SOURCE, 3, before, after), read(SOURCE.passages, ids, before, after))
+    assert calls == [(1, 2), (2, 0)]

@@ -124,3 +124,12 @@ def test_rates_replace_defaults_one_by_one():
 def test_a_schedule_without_steps_is_refused():
     with pytest.raises(ValueError, match="raise the budget"):
         module(steps=0)
+
+
+def test_parts_and_parameters_assigned_later_are_registered():
+    model = module()
+    model.extra = torch.nn.Parameter(torch.zeros(3))
+    model.part = torch.nn.Linear(2, 2)
+    model._current_fx_name = "training_step"
+    assert {"extra", "part.weight"} <= set(model.state_dict())
+    assert model._current_fx_name == "training_step"

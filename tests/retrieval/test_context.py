@@ -6,6 +6,7 @@ import torch
 
 from retrieval import ContextEncoder, ContextSource, Passages
 from retrieval.cells import Cells
+from retrieval.runtime import faiss
 from retrieval.source import query_context
 from tests.retrieval.stores import contexts, queries, seen, windows
 
@@ -51,16 +52,45 @@ def test_kernel_is_its_formula():
     assert np.allclose(same[whole], 1, atol=1e-5)
 
 
+def halves(codes: np.ndarray) -> np.ndarray:
+    """Codes one by one: the low half of a byte comes first."""
+    return np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)
+
+
 def test_sketches_approximate_the_kernel():
     passages = text(4000)
-    encoder = ContextEncoder(passages, width=32)
+    encoder = ContextEncoder(passages)
     entries = passages.entries()[100:600]
     context = np.stack([passages.tokens[entries - j].astype(np.int64) for j in range(12)], 1)
-    sketch = encoder.sketch(context)
+    sketch, codes = encoder.sketch(context), halves(encoder.codes(context))
+    decoded = encoder.codebook[np.arange(encoder.n_codes), codes].reshape(500, -1)
     stored = np.broadcast_to(context[None, :, ::-1], (500, 500, 12))
     truth = encoder.kernel(encoder.rows(context), encoder.rows(stored))
     assert sketch.shape == (500, encoder.dimensions)
-    assert np.corrcoef((sketch @ sketch.T).ravel(), truth.ravel())[0, 1] > 0.7
+    assert np.corrcoef((sketch @ decoded.T).ravel(), truth.ravel())[0, 1] > 0.7
+
+
+def test_no_token_is_like_no_other():
+    encoder = ContextEncoder(text(4000))
+    nothing = np.full((1, 12), -1)
+    assert not encoder.sketch(nothing).any()
+    assert not encoder.codes(nothing).any()
+    assert not encoder.codebook[:, 0].any()
+    tokens = np.repeat(np.arange(40)[:, None], 12, axis=1)
+    assert (encoder.codes(tokens) != 0).all(0).sum() >= 8  # names, of which no token goes without
+
+
+def test_the_index_holds_what_the_encoders_codes_stand_for():
+    passages = text(20_000)
+    source = ContextSource(passages)
+    encoder, lists = source.encoder, source._index.invlists
+    for number in np.flatnonzero(source._sizes)[::20].tolist():
+        position = faiss.rev_swig_ptr(lists.get_ids(number), 1)
+        codes = halves(encoder.codes(source._context(position, 12)))[0]
+        wanted = encoder.codebook[np.arange(encoder.n_codes), codes].ravel()
+        held = np.empty(encoder.dimensions, np.float32)
+        source._index.reconstruct_from_offset(number, 0, faiss.swig_ptr(held))
+        assert held.tolist() == wanted.tolist()
 
 
 def test_tokens_that_are_followed_alike_are_alike():
@@ -112,23 +142,33 @@ def test_search_flops_by_hand():
     source = ContextSource(passages, scan=500, shortlist=40)
     found = source.search(torch.tensor([[5, 6, 7]]), 8)
     reach = 8 * 6 * min(4, source._cells.shape[2])
-    sketch, table, kernel = 24 * 9, 48 * 16 * 2 * 2, 40 * 12 * 2
+    codes = source.encoder.n_codes
+    assert codes == 3 * (3 + 2) + 3 * (2 + 1) + 6
+    table, kernel = codes * 16 * 8 * 2, 40 * 12 * 2
     # The rest is one addition per sub-quantizer and entry: about `scan` entries a query, in whole lists.
-    scanned, left = divmod(found.flops - 3 * (sketch + 2 * reach + table + kernel), 48)
+    scanned, left = divmod(found.flops - 3 * (2 * reach + table + kernel), codes)
     assert left == 0
     assert 3 * 500 <= scanned <= 3 * (500 + source._sizes.max())
     one = source.search(torch.tensor([[5]]), 8)
-    assert 500 * 48 <= one.flops - (sketch + 2 * reach + table + kernel) < found.flops
+    assert 500 * codes <= one.flops - (2 * reach + table + kernel) < found.flops
+    # Queries with the same last three tokens look into the same lists, which are chosen once.
+    twice = source.search(torch.tensor([[5], [5]]), 8)
+    assert twice.flops == 2 * one.flops - 2 * reach
 
 
 def test_build_flops_by_hand():
     passages = text(20_000)
     source = ContextSource(passages)
-    n = passages.n_entries
-    assert source.build_flops["encode"] == n * 24 * 9
-    assert source.build_flops["add"] == n * 24 * 16 * 3
-    assert source.build_flops["train"] == 25 * 4096 * 16 * 96 * 3 + 3 * 41 * 16 * 96 * 3
-    assert set(source.build_flops) == set(source.build_bytes) == {"tokens", "cells", "encode", "train", "add"}
+    encoder, n = source.encoder, passages.n_entries
+    rank = 34  # of the decomposition: 24 and 10 to spare
+    assert source.build_flops["add"] == 0  # codes are looked up
+    decompose = 2 * 40 * 40 * rank * 6 + 12 * 40 * rank**2 + 8 * 40 * 40
+    similar = (2 * 24 + 1) * 40 * 40
+    meanings = 3 * (16 * 2 * 16 + 15 * 2) * 41 * 8
+    scale = 2 * encoder.dimensions * 41
+    assert source.build_flops["tokens"] == decompose + similar + meanings + scale
+    assert source.build_bytes["add"] > n * encoder.n_codes // 2
+    assert set(source.build_flops) == set(source.build_bytes) == {"tokens", "cells", "add"}
 
 
 def test_every_entry_is_in_its_cell():
@@ -153,6 +193,32 @@ def test_cells_put_the_own_cell_first():
     assert (nearest[:, :24] == own[:, None]).any(1).mean() > 0.95
     assert all(len(np.unique(row)) == len(row) for row in nearest)
     assert (cells.alike(context) == own[:, None]).any(1).all()
+
+
+def test_cells_come_by_score_then_by_number():
+    encoder = ContextEncoder(text(20_000))
+    cells = Cells(encoder, (16, 8, 2))
+    context = np.array([[5, 6, 7, *[1] * 9], [-1] * 12])
+    for query, found in zip(context, cells.nearest(context), strict=True):
+        scored = {}
+        for i, j, m in np.ndindex(*(cells._score[place].shape[1] for place in range(3))):
+            at = [cells._nearest[place][query[place], step] for place, step in enumerate((i, j, m))]
+            number = (at[0] * cells.shape[1] + at[1]) * cells.shape[2] + at[2]
+            parts = [cells._score[place][query[place], step] for place, step in enumerate((i, j, m))]
+            scored[int(number)] = parts[0] + parts[1] + parts[2]
+        assert found.tolist() == sorted(scored, key=lambda number: (-scored[number], number))
+
+
+def test_queries_with_the_same_last_tokens_do_not_disturb_one_another():
+    passages = text(20_000)
+    source = ContextSource(passages)
+    tokens = torch.from_numpy(passages.tokens[:900].astype(np.int64)).reshape(30, 30)
+    tokens[:, -3:] = tokens[0, -3:]
+    found = source.search(tokens, 8)
+    for b in (0, 11, 29):
+        alone = source.search(tokens[b : b + 1], 8)
+        assert torch.equal(alone.ids[0], found.ids[b])
+        assert torch.equal(alone.scores[0], found.scores[b])
 
 
 def test_large_vocabularies_have_a_table_all_the_same():

@@ -66,6 +66,15 @@ def test_window_of_a_position_outside_is_an_error():
             passages.window(torch.tensor([position]), 0, 1)
 
 
+def test_an_empty_store_has_windows_of_nothing():
+    empty = Passages(np.zeros(0, np.uint16), np.zeros(1, np.int64), vocab_size=6)
+    window = empty.window(torch.zeros(2, 3, dtype=torch.int64), 1, 2)
+    assert window.shape == (2, 3, 4)
+    assert not window.any()
+    with pytest.raises(IndexError, match="store of 0"):
+        empty.window(torch.tensor([1]), 0, 1)
+
+
 @pytest.mark.parametrize(
     ("tokens", "offsets", "labels", "error", "match"),
     [

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from experiments.controls.counts import COUNT_BINS, CountModel
+from experiments.controls.counts import COUNT_BINS, CountModel, _sorted
 from experiments.data.windows import IGNORED, Windows
 from retrieval.passages import Passages
 from tests.experiments.data.toy import split as toy_split
@@ -143,6 +143,17 @@ def test_more_of_the_same_text_predicts_it_better() -> None:
     scores = model.score(phrase[None, :-1].astype(np.int64), phrase[None, 1:].astype(np.int64))
     assert scores.probability[0, 5:].min() > 0.3
     assert (scores.bucket[0, 5:] // COUNT_BINS == 4).all()
+
+
+@pytest.mark.parametrize("largest", [50, 2**50, 2**62], ids=["narrow", "wide", "too wide to pack"])
+def test_keys_are_sorted_with_their_places(largest: int) -> None:
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 50, 400) * (largest // 50)
+    places = np.sort(rng.choice(10_000, 400, replace=False))
+    order = np.argsort(keys, kind="stable")
+    wanted = keys[order].tolist(), places[order].tolist()
+    found = _sorted(keys, places)
+    assert (found[0].tolist(), found[1].tolist()) == wanted
 
 
 def test_work_follows_the_formula() -> None:

@@ -1,0 +1,34 @@
+"""Rows of a table against plain indexing: numbers and gradients, with and without autocast."""
+
+import pytest
+import torch
+
+from mann.rows import match_rows, sum_rows
+
+
+def _inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 5, 8, generator=generator).requires_grad_()
+    weight = torch.rand(2, 5, 3, generator=generator).requires_grad_()
+    table = torch.randn(11, 8, generator=generator).requires_grad_()
+    rows = torch.randint(0, 11, (2, 5, 3), generator=generator)
+    return query, weight, table, rows
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_rows_are_matched_and_summed_as_indexing_would(autocast: bool) -> None:
+    query, weight, table, rows = _inputs()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = match_rows(query, table, rows), sum_rows(weight, table, rows)
+    plain = (table[rows] * query[..., None, :]).sum(-1), (table[rows] * weight[..., None]).sum(-2)
+    for x, given in zip((query, weight), range(2), strict=True):
+        torch.testing.assert_close(ours[given], plain[given])
+        upstream = torch.randn_like(plain[given])
+        found = torch.autograd.grad(ours[given], (x, table), upstream)
+        wanted = torch.autograd.grad(plain[given], (x, table), upstream)
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_narrow_query_is_matched_in_the_type_of_the_table() -> None:
+    query, _, table, rows = _inputs()
+    assert match_rows(query.bfloat16(), table, rows).dtype == table.dtype
