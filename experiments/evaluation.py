@@ -113,7 +113,7 @@ def without_memory(network: Transformer) -> Iterator[None]:
 
 
 def read_bill(network: Transformer, batch: dict[str, Any]) -> Ledger:
-    """The bill of one forward pass as at inference, searching not included."""
+    """The bill of the distributions over the next token, as at inference; searching not included."""
     with torch.no_grad(), Ledger(network) as ledger, torch.autocast("cpu", torch.bfloat16):
-        network.loss(batch["tokens"], batch["targets"], batch["documents"], batch.get("neighbors"))
+        network(batch["tokens"], batch["documents"], batch.get("neighbors"))
     return ledger

@@ -76,13 +76,27 @@ class PointerReadout(Readout):
     ) -> Tensor:
         log_weights, answers = self.log_weights(x, context)
         if targets is None:
-            log_p = self.softmax(x, context) + log_weights[..., -1:]
-            pointed = torch.zeros_like(log_p).scatter_add(-1, answers, log_weights[..., :-1].exp())
-            tiny = torch.finfo(pointed.dtype).tiny
-            log_pointed = pointed.clamp(min=tiny).log().masked_fill(pointed < tiny, float("-inf"))
-            return torch.logaddexp(log_p, log_pointed)
+            return _add_answers(
+                self.softmax(x, context) + log_weights[..., -1:], answers, log_weights[..., :-1].exp()
+            )
         nll = self.softmax(x, context, targets)
         hits = answers == targets[..., None]
         pointed = log_weights[..., :-1].masked_fill(~hits, float("-inf"))
         mixed = -torch.logsumexp(torch.cat([pointed, log_weights[..., -1:] - nll[..., None]], -1), -1)
         return mixed.masked_fill(targets == IGNORE, 0.0)
+
+
+def _add_answers(
+    log_p: Float[Tensor, "batch time vocab"],
+    answers: Int[Tensor, "batch time k"],
+    weights: Float[Tensor, "batch time k"],
+) -> Float[Tensor, "batch time vocab"]:
+    """Gives the answers their weights, in place: all but ``k`` numbers of the distribution stay as they are."""
+    same = answers[..., None] == answers[..., None, :]
+    mass = (same * weights[..., None, :]).sum(-1)
+    # An answer that several neighbours share is changed once, by the first of them.
+    again = same.tril(-1).any(-1)
+    before = log_p.gather(-1, answers)
+    tiny = torch.finfo(mass.dtype).tiny
+    gain = torch.logaddexp(before, mass.clamp(min=tiny).log()) - before
+    return log_p.scatter_add_(-1, answers, gain.masked_fill(again | (mass < tiny), 0.0))
