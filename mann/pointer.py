@@ -76,9 +76,7 @@ class PointerReadout(Readout):
     ) -> Tensor:
         log_weights, answers = self.log_weights(x, context)
         if targets is None:
-            return _add_answers(
-                self.softmax(x, context) + log_weights[..., -1:], answers, log_weights[..., :-1].exp()
-            )
+            return _mixed(self.softmax(x, context), log_weights, answers)
         nll = self.softmax(x, context, targets)
         hits = answers == targets[..., None]
         pointed = log_weights[..., :-1].masked_fill(~hits, float("-inf"))
@@ -86,17 +84,18 @@ class PointerReadout(Readout):
         return mixed.masked_fill(targets == IGNORE, 0.0)
 
 
-def _add_answers(
+def _mixed(
     log_p: Float[Tensor, "batch time vocab"],
+    log_weights: Float[Tensor, "batch time k_and_sink"],
     answers: Int[Tensor, "batch time k"],
-    weights: Float[Tensor, "batch time k"],
 ) -> Float[Tensor, "batch time vocab"]:
-    """Gives the answers their weights, in place: all but ``k`` numbers of the distribution stay as they are."""
+    """The mixture, made by changing no more than the ``k`` places that answers have in the scaled vocabulary."""
+    weights, sink = log_weights[..., :-1].exp(), log_weights[..., -1:]
     same = answers[..., None] == answers[..., None, :]
     mass = (same * weights[..., None, :]).sum(-1)
     # An answer that several neighbours share is changed once, by the first of them.
     again = same.tril(-1).any(-1)
-    before = log_p.gather(-1, answers)
+    before = log_p.gather(-1, answers) + sink
     tiny = torch.finfo(mass.dtype).tiny
     gain = torch.logaddexp(before, mass.clamp(min=tiny).log()) - before
-    return log_p.scatter_add_(-1, answers, gain.masked_fill(again | (mass < tiny), 0.0))
+    return (log_p + sink).scatter_add_(-1, answers, gain.masked_fill(again | (mass < tiny), 0.0))
