@@ -31,8 +31,8 @@ class Arm:
         source: ``source(passages)`` -> where neighbours come from; ``None``: nothing is retrieved.
         control: True if the arm is there to explain another one rather than to win.
         settings: What this arm wants, over :data:`experiments.run.DEFAULTS`.
-        like: Name of the arm whose tuning this one takes over, if it has none of its own: a control differs from
-            what it explains in one thing only.
+        like: Name of the arm whose tuning this one takes over where it has none of its own. A control that is like
+            another arm is not tuned by itself: it should differ from what it explains in one thing only.
     """
 
     name: str

@@ -20,9 +20,6 @@ from experiments.run import DEFAULTS, Run
 from experiments.studies import study_names
 from experiments.workspace import CorpusSpec, Workspace
 
-# Widths of the dense frontier at one budget.
-FRONTIER = 4
-
 _Place = tuple[str, str, int, int, float]  # arm, regime, seed, width, budget
 
 
@@ -36,7 +33,8 @@ class Study:
     Args:
         data: The text.
         arms: Arms that read nothing but what they were trained on: names, or :class:`~experiments.arms.Arm`.
-        widths: Widths to choose from; the dense frontier has the :data:`FRONTIER` nearest to the best at each budget.
+        widths: Widths to choose from.
+        frontier: How many widths dense has at each budget: those nearest to the best one.
         budgets: Training FLOPs, everything counted.
         seeds: Each decides initial weights and order of data.
         whole_corpus: Arms that may look up all of the training text; another question, so never in one row.
@@ -62,6 +60,7 @@ class Study:
     widths: Sequence[int]
     budgets: Sequence[float]
     seeds: Sequence[int] = range(3)
+    frontier: int = 4
     whole_corpus: Sequence[str | Arm] = ()
     controls: Sequence[str | Arm] = ()
     control_seeds: int = 1
@@ -80,6 +79,9 @@ class Study:
                 raise RunError(f"{what} must be positive numbers, got {list(values)}")
         if not self.seeds:
             raise RunError("a study needs at least one seed")
+        for arm in map(self._arm, (*self.arms, *self.whole_corpus, *self.controls)):
+            if arm.like:
+                arm_named(arm.like, self.arm_table)
         for arm in self.whole_corpus:
             if self._arm(arm).source is None:
                 raise RunError(
@@ -116,7 +118,9 @@ class Study:
         if budgets is not None:
             # A third and three and a third: the frontier must reach beyond the budgets on both sides.
             changes |= {"budgets": budgets, "reach": (min(budgets) / 3, max(budgets) * 10 / 3)}
-        given = {"widths": widths, "seeds": seeds, "data": data}
+        given: dict[str, Any] = {"widths": widths, "seeds": seeds, "data": data}
+        if widths is not None:  # asked for by name: all of them, at every budget
+            given["frontier"] = len(widths)
         return replace(self, **changes, **{name: value for name, value in given.items() if value is not None})
 
     def quick(self) -> Study:
@@ -143,8 +147,8 @@ class Study:
     def widths_at(self, budget: float) -> list[int]:
         """The widths of the dense frontier at a budget: the nearest to the best one, the wider of two as near."""
         best = self.width_at(budget)
-        nearest = sorted(self.widths, key=lambda width: (round(abs(math.log(width / best)), 9), -width))
-        return sorted(nearest[:FRONTIER])
+        nearest = sorted(set(self.widths), key=lambda width: (round(abs(math.log(width / best)), 9), -width))
+        return sorted(nearest[: self.frontier])
 
     def settings_of(self, arm: str, regime: str, width: int, budget: float) -> dict[str, Any]:
         """Every setting of a run, defaults too: a changed default is another run, not a finished one."""
@@ -152,16 +156,22 @@ class Study:
         own = self.arm_table[arm].settings
         return DEFAULTS | dict(self.settings) | dict(own) | dict(self.sized.get(width, {})) | found
 
+    @property
+    def tuning_budgets(self) -> list[float]:
+        """Every budget something runs at, ascending."""
+        return sorted({float(budget) for budget in (*self.budgets, *self.reach)})
+
     def tuning_places(self, budget: float) -> list[tuple[str, str, int]]:
         """Arm, regime and width of everything that is tuned by itself at a budget."""
-        compared = [(arm, self._regime(arm)) for arm in map(self._arm, self.arms)]
-        compared += [(arm, WHOLE_CORPUS) for arm in map(self._arm, self.whole_corpus)]
-        compared += [(arm, regime) for arm in map(self._arm, self.controls) for regime in self._regimes(arm)]
-        width = self.width_at(budget)
         dense = [(DENSE, NO_STORE, width) for width in self.widths_at(budget)]
-        return dense + [
-            (arm.name, regime, width) for arm, regime in compared if not arm.like and arm.name != DENSE
-        ]
+        if budget not in self.budgets:
+            return dense
+        places = [(arm, self._regime(arm)) for arm in map(self._arm, self.arms)]
+        places += [(arm, WHOLE_CORPUS) for arm in map(self._arm, self.whole_corpus)]
+        own = [arm for arm in map(self._arm, self.controls) if not arm.like]
+        places += [(arm, regime) for arm in own for regime in self._regimes(arm)]
+        width = self.width_at(budget)
+        return dense + [(arm.name, regime, width) for arm, regime in places if arm.name != DENSE]
 
     def _places(self) -> Iterator[_Place]:
         first, *others = self.seeds
@@ -206,14 +216,17 @@ class Study:
         return Run(self.name, name, regime, seed, width, budget, settings)
 
     def _found(self, arm: Arm, regime: str, width: int, budget: float) -> dict[str, Any]:
-        place = arm.like or arm.name, self._regime(arm) if arm.source is None else regime
-        known = [(w, b) for name, kind, w, b in self.tuned if (name, kind) == place]
-        if not known:
-            return {}
-        nearest = min(
-            known, key=lambda size: (abs(math.log(size[0] / width)), abs(math.log(size[1] / budget)))
-        )
-        return dict(self.tuned[(*place, *nearest)])
+        kind = self._regime(arm) if arm.source is None else regime
+        for name in (arm.name, arm.like):
+            known = [(w, b) for tuned, where, w, b in self.tuned if (tuned, where) == (name, kind)]
+            if known:
+                nearest = min(
+                    known, key=lambda size: (abs(math.log(size[0] / width)), abs(math.log(size[1] / budget)))
+                )
+                found = dict(self.tuned[(name, kind, *nearest)])
+                # Borrowed from another arm or size: nobody tried it here.
+                return found if (name, *nearest) == (arm.name, width, budget) else found | {"trials": 0}
+        return {}
 
     def _regime(self, arm: Arm) -> str:
         # A memory without a store knows what it was trained on, which is the same question.

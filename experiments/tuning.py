@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.errors import RunError
+from experiments.frontier import budget_key
 from experiments.run import Run
 from mann.module import RATES
 
 if TYPE_CHECKING:
+    from experiments.results import Results
     from experiments.study import Study
 
 # What is searched, one after the other. Step sizes go by parameter role; the tables of a memory are looked up as
@@ -28,20 +33,58 @@ _Row = Mapping[str, Any]
 _Place = tuple[str, str, int, float]  # arm, regime, width, budget
 
 
+def tune(
+    study: Study,
+    results: Results,
+    carry_out: Callable[[str, list[Run]], Sequence[Run]],
+    rounds: int = len(COORDINATES),
+) -> Iterator[list[dict[str, Any]]]:
+    """Search, smaller budgets first: larger ones begin with what those found.
+
+    Args:
+        study: What is tuned: dense at each width of its frontier, every arm at the best width, at each budget.
+        results: Where trials are kept. Trials that lie there but not on the way of this search do not count.
+        carry_out: Runs what is missing of a list under a title, and returns the runs that diverged.
+        rounds: How many, after the one that tries where to begin; one for each coordinate at most.
+
+    Yields:
+        What :func:`best` finds after each round.
+
+    Raises:
+        RunError: If the rounds are too many: a coordinate's second turn would give arms different numbers of trials.
+    """
+    if not 0 <= rounds <= len(COORDINATES):
+        raise RunError(
+            f"{rounds} rounds: give 0 to {len(COORDINATES)}, one for each of {', '.join(COORDINATES)}"
+        )
+    planned: set[str] = set()
+    diverged: list[Run] = []
+
+    def rows() -> list[_Row]:
+        return [row for row in results.rows if row["parent"] is None and row["run"] in planned]
+
+    for budget, number in itertools.product(study.tuning_budgets, range(rounds + 1)):
+        runs = round_of(study, budget, rows(), number)
+        planned |= {run.key(results.corpus) for run in runs}
+        what = COORDINATES[number - 1] if number else "where to begin"
+        diverged += carry_out(f"{budget_key(budget)}, round {number} of {rounds}, {what}", runs)
+        yield best(rows(), diverged)
+
+
 def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> list[Run]:
-    """The trials of one round of the search at a budget, at every place that is compared.
+    """The trials of one round of the search at a budget, at every place that is tuned.
 
     Round 0 tries what was found at the nearest size with a smaller budget, or else the study's own settings; each
     later one makes a step down and a step up from the best trial so far, along the next of :data:`COORDINATES`. So
     every place has ``1 + 2 * number`` trials by then.
 
     Args:
-        study: What is tuned: dense at each width of its frontier, every arm at the best width.
+        study: What is tuned.
         budget: Training FLOPs of a trial.
-        rows: Results of the rounds before.
+        rows: Results of the rounds before; of a trial that diverged there is none.
         number: Which round.
     """
-    losses = {(_place(row), _text(row["settings"])): _loss(row) for row in rows if row["parent"] is None}
+    losses = {(_place(row), _text(row["settings"])): _loss(row) for row in rows}
     study = replace(study, tuned=by_place(best([row for row in rows if row["budget"] < budget])))
     runs = []
     for arm, regime, width in study.tuning_places(budget):
@@ -50,7 +93,6 @@ def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> 
         start = {**settings, "rates": rates, "counts": False, "trials": 0}
 
         def loss(trial: dict[str, Any], place: _Place = (arm, regime, width, budget)) -> float:
-            # A trial that diverged left no row.
             return losses.get((place, _text(trial)), float("inf"))
 
         runs += [
@@ -65,7 +107,7 @@ def _trials(
     """The settings of a round, walking from the start again, so that rounds done later change nothing."""
     current, trials = start, [start]
     for step in range(number):
-        trials = steps(current, COORDINATES[step % len(COORDINATES)])
+        trials = steps(current, COORDINATES[step])
         if step < number - 1:
             current = min((current, *trials), key=loss)
     return trials
@@ -86,11 +128,12 @@ def steps(settings: Mapping[str, Any], coordinate: str) -> list[dict[str, Any]]:
     ]
 
 
-def best(rows: Sequence[_Row]) -> list[dict[str, Any]]:
+def best(rows: Sequence[_Row], diverged: Sequence[Run] = ()) -> list[dict[str, Any]]:
     """What tuning found, by arm, regime, width and budget: the trial with the lowest validation loss.
 
     Args:
-        rows: Finished trials; derived rows are passed over.
+        rows: Finished trials.
+        diverged: Trials without a loss.
 
     Returns:
         Per place its winner, its loss, the number of trials and the coordinates whose best value is the smallest
@@ -98,8 +141,8 @@ def best(rows: Sequence[_Row]) -> list[dict[str, Any]]:
     """
     places: dict[_Place, list[_Row]] = {}
     for row in rows:
-        if row["parent"] is None:
-            places.setdefault(_place(row), []).append(row)
+        places.setdefault(_place(row), []).append(row)
+    lost = Counter((run.arm, run.regime, run.width, run.budget) for run in diverged)
     found = []
     for place, tried in sorted(places.items()):
         winner = min(tried, key=_loss)
@@ -111,7 +154,7 @@ def best(rows: Sequence[_Row]) -> list[dict[str, Any]]:
         found.append(
             {
                 **dict(zip(("arm", "regime", "width", "budget"), place, strict=True)),
-                "trials": len(tried),
+                "trials": len(tried) + lost[place],
                 "bits_per_byte": _loss(winner),
                 "settings": {name: winner["settings"][name] for name in ("rates", "layers", "batch")},
                 "at_edge": edges,
@@ -125,9 +168,19 @@ def tuned(path: Path | None = None) -> dict[_Place, dict[str, Any]]:
 
     Args:
         path: The ``tuned.json`` of a tuning; by default those that come with the library.
+
+    Raises:
+        RunError: If there is no such file.
     """
-    shipped = resources.files("experiments.studies").joinpath("tuned.json")
-    return by_place(json.loads(shipped.read_text() if path is None else path.read_text()))
+    if path is None:
+        text = resources.files("experiments.studies").joinpath("tuned.json").read_text()
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        raise RunError(
+            f"there is no {path.absolute()}: run `mnemograph tune` on the study first, without tuned=..."
+        )
+    return by_place(json.loads(text))
 
 
 def by_place(found: Sequence[Mapping[str, Any]]) -> dict[_Place, dict[str, Any]]:

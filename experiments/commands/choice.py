@@ -25,7 +25,11 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms (dense always runs)")
     parser.add_argument(
-        "--widths", nargs="+", type=positive(int), metavar="N", help="widths of the dense frontier"
+        "--widths",
+        nargs="+",
+        type=positive(int),
+        metavar="N",
+        help="widths of the dense frontier, at every budget (default: the best ones known)",
     )
     parser.add_argument(
         "--budgets", nargs="+", type=positive(float), metavar="FLOPS", help="such as 1e12 3e12"

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from experiments.commands.choice import add_choice, chosen_study
+from experiments.errors import ResultsError, RunError
+
+if TYPE_CHECKING:
+    from experiments.results import Results
+    from experiments.run import Run
+    from experiments.study import Study
 
 SUMMARY = "search batch, depth and step sizes with the same number of trials for every arm"
 EXAMPLES = """\
@@ -18,59 +27,101 @@ EXAMPLES = """\
 Dense is tuned at every width of its frontier, arms at the width that is best for the budget. Each round steps down
 and up from the best trial so far, along batch, depth and three kinds of step size in turn; a larger budget begins with
 what a smaller one found. Trials that have finished are never repeated. A study uses what was found by
-`tuned=tuned(Path("runs/tuning/tuned.json"))`."""
+`tuned=tuned(Path(".../tuned.json"))`, with `from experiments.tuning import tuned`."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_choice(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/tuning"), metavar="DIR", help="where trials go"
+        "--out", type=Path, metavar="DIR", help="where trials go (default: runs/tuning/STUDY)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=5, metavar="N", help="of two trials each, beside the first (default: 5)"
+        "--rounds", type=int, default=5, metavar="N", help="0 to 5, of two trials each, beside the first"
     )
+    parser.add_argument("--fresh", action="store_true", help="set earlier trials in DIR aside and begin anew")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
     from experiments.commands.compare import load_corpus
-    from experiments.compare import carry_out, cost
     from experiments.data.corpus import cache_root
-    from experiments.frontier import DENSE
-    from experiments.results import Results
-    from experiments.run import execute
-    from experiments.scheduler import available_cores
+    from experiments.results import Results, claim
     from experiments.study import StudyWorkspace, named_study
-    from experiments.tuning import COORDINATES, best, round_of
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     study = chosen_study(arguments)
+    if arguments.budgets:  # then no others, as a comparison would need
+        study = replace(study, reach=())
+    out = arguments.out or Path("runs") / "tuning" / study.name
+    claim(out)
     name, cache = named_study(arguments.study), cache_root().parent
-    workspace = StudyWorkspace(study.data, arguments.out.resolve(), cache, arms=study.arm_table, study=name)
+    workspace = StudyWorkspace(study.data, out.resolve(), cache, arms=study.arm_table, study=name)
     corpus = load_corpus(study.data)
-    workers = arguments.workers or available_cores()
-    failed = []
-    with Results(arguments.out, corpus.fingerprint, "tuning") as results:
-        # Smaller budgets first: larger ones begin with what those found.
-        for budget, number in itertools.product(sorted(study.budgets), range(arguments.rounds + 1)):
-            runs = round_of(study, float(budget), results.rows, number)
-            pending = [trial for trial in runs if trial.key(corpus.fingerprint) not in results.finished]
-            what = COORDINATES[(number - 1) % len(COORDINATES)] if number else "where to begin"
-            title = f"{budget:.0e}, round {number} of {arguments.rounds}, {what}"
-            print(f"{title}: {cost(pending, results.rows, workers)}")
-            failed += carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
-        found = best(results.rows)
-    path = arguments.out / "tuned.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    with Results(out, corpus.fingerprint, "tuning", fresh=arguments.fresh) as results:
+        others = sorted({str(row.get("code")) for row in results.rows} - {workspace.revision})
+        if others:
+            raise ResultsError(
+                f"{out} holds trials of another revision of the code ({', '.join(others)}; this is "
+                f"{workspace.revision}): give another --out, or --fresh to set them aside and begin anew"
+            )
+        found = _search(study, results, workspace, out, arguments)
     for entry in found:
-        edge = f"; at the edge of its range: {', '.join(entry['at_edge'])}" if entry["at_edge"] else ""
+        edge = f"; at the edge of what was tried: {', '.join(entry['at_edge'])}" if entry["at_edge"] else ""
         print(
-            f"{entry['arm']} ({entry['regime']}), width {entry['width']}, {entry['budget']:.0e}: "
+            f"{entry['arm']} ({entry['regime']}), width {entry['width']}, {_budget(entry)}: "
             f"{entry['bits_per_byte']:.4f} bits per byte after {entry['trials']} trials{edge}"
         )
-    for budget in sorted({entry["budget"] for entry in found}):
-        dense = [entry for entry in found if entry["arm"] == DENSE and entry["budget"] == budget]
-        width = min(dense, key=lambda entry: entry["bits_per_byte"])["width"]
-        print(f"The best width of dense at {budget:.0e} is {width}.")
-    print(f"The winners are in {path}.")
-    return 1 if failed else 0
+    print(_best_widths(found))
+    print(f"The winners are in {out / 'tuned.json'}.")
+    return 0
+
+
+def _search(
+    study: Study, results: Results, workspace: Any, out: Path, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    from experiments.compare import carry_out, cost
+    from experiments.run import execute
+    from experiments.scheduler import available_cores
+    from experiments.tuning import tune
+
+    workers = arguments.workers or available_cores()
+
+    def missing(title: str, runs: list[Run]) -> Sequence[Run]:
+        pending = [trial for trial in runs if trial.key(results.corpus) not in results.finished]
+        if pending:
+            print(f"{title}: {cost(pending, results.rows, workers)}")
+        failed = carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
+        broken = [event for event in failed if "FloatingPointError" not in event.trace]
+        if broken:
+            raise RunError(
+                f"{len(broken)} trials failed, the first with: {broken[0].reason}. The search goes on when none is "
+                "missing: give the same command again"
+            )
+        return [event.run for event in failed]
+
+    found: list[dict[str, Any]] = []
+    for found in tune(study, results, missing, arguments.rounds):
+        beside = out / "tuned.json.new"
+        beside.write_text(json.dumps(found, indent=1) + "\n")
+        beside.replace(out / "tuned.json")
+    return found
+
+
+def _best_widths(found: Sequence[dict[str, Any]]) -> str:
+    from experiments.frontier import DENSE
+
+    best: dict[str, dict[str, Any]] = {}
+    for entry in found:
+        if entry["arm"] == DENSE:
+            best[_budget(entry)] = min(
+                entry, best.get(_budget(entry), entry), key=lambda one: one["bits_per_byte"]
+            )
+    told = ", ".join(f"{entry['width']} at {budget}" for budget, entry in best.items())
+    return f"The best widths of dense: {told}."
+
+
+def _budget(entry: dict[str, Any]) -> str:
+    from experiments.frontier import budget_key
+
+    return budget_key(entry["budget"])

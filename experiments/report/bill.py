@@ -104,7 +104,7 @@ def settings(results: Table) -> Markup:
     ]
     counts = {
         _trials(row) for cell in results.cells if not cell.derived and not cell.control for row in cell.runs
-    } - {None}
+    } - {None, 0}  # 0: settings found at another size
     note = (
         "Arms had different numbers of tuning trials ("
         + ", ".join(map(str, sorted(counts, key=str)))

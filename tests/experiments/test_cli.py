@@ -286,6 +286,31 @@ def test_a_comparison_from_beginning_to_report(
     assert "other settings" in _refused(_compare(text, out), capsys)
 
 
+def test_a_tuning_stops_where_a_trial_is_missing_and_goes_on(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments.run, "execute", fake_cli.execute)
+    monkeypatch.setattr(experiments.compare, "schedule", _here)
+    monkeypatch.setattr(experiments.workspace.Workspace, "revision", "0123abc", raising=True)
+    out = tmp_path / "out"
+    size = ["--budgets", "1.5e11", "--widths", "32", "48", "--arms", "ngram", "--workers", "1"]
+    tune = ["tune", "--data", str(text), "--vocab-size", "300", "--out", str(out), *size, "--rounds", "1"]
+    monkeypatch.setenv("FAKE_FAILS", "ngram")
+    assert main(tune) == 2
+    assert "no luck with ngram: try another. The search goes on" in capsys.readouterr().err
+    monkeypatch.delenv("FAKE_FAILS")
+    assert main(tune) == 0
+    said = capsys.readouterr().out
+    assert "1.5e11, round 0 of 1, where to begin: 1 runs" in said
+    assert "ngram (same tokens), width" in said
+    assert "after 3 trials" in said
+    found = json.loads((out / "tuned.json").read_text())
+    assert {entry["trials"] for entry in found} == {3}
+    (out / "results.jsonl").write_text((out / "results.jsonl").read_text().replace('"0123abc"', '"older"'))
+    assert "--fresh" in _refused(tune, capsys)
+    assert "one for each of batch" in _refused([*tune[:-1], "9", "--fresh"], capsys)
+
+
 def test_when_no_run_finishes_the_reason_is_told(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

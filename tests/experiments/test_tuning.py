@@ -1,17 +1,19 @@
 """Tuning: the same trials for everybody, winners by validation loss."""
 
-import itertools
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.data import CodeCorpus
+from experiments.errors import RunError
+from experiments.results import Results
 from experiments.run import DEFAULTS, Run
 from experiments.study import Study
-from experiments.tuning import COORDINATES, best, round_of, steps, tuned
+from experiments.tuning import COORDINATES, best, round_of, steps, tune, tuned
 from mann.module import RATES
 
 STUDY: dict[str, Any] = {
@@ -21,9 +23,12 @@ STUDY: dict[str, Any] = {
     "controls": ("unigram table", "shuffled edges", "random neighbours"),
     "widths": (32, 48, 64, 96, 128),
     "budgets": (3e12, 1e12),
+    "reach": (1e13,),
     "best_width": {1e12: 48, 3e12: 64},
     "sized": {128: {"batch": 16}},
 }
+SMALL = {**STUDY, "arms": ("ngram",), "whole_corpus": (), "controls": (), "widths": (64,), "reach": ()}
+Loss = Callable[[Run], float]
 
 
 def _row(rate: float, loss: float, **changes: Any) -> dict[str, Any]:
@@ -39,25 +44,76 @@ def _row(rate: float, loss: float, **changes: Any) -> dict[str, Any]:
     }
 
 
-def _all_places() -> set[tuple[str, str, int, float]]:
-    widths = {1e12: (32, 48, 64, 96), 3e12: (48, 64, 96, 128)}
-    places = {("dense", "none", width, budget) for budget, some in widths.items() for width in some}
-    for width, budget in ((48, 1e12), (64, 3e12)):
-        places |= {(arm, "same tokens", width, budget) for arm in ("ngram", "graph", "unigram table")}
-        places |= {("graph", "whole corpus", width, budget)}
-    return places
+def _finished(run: Run, loss: float, corpus: str = "text") -> dict[str, Any]:
+    place = {
+        "study": "tuning",
+        "arm": run.arm,
+        "regime": run.regime,
+        "width": run.width,
+        "budget": run.budget,
+    }
+    known = {"corpus": corpus, "run": run.key(corpus), "settings": dict(run.settings)}
+    return _row(0.0, loss, **place, **known)
 
 
-def test_everything_compared_is_tuned_alike_and_what_is_like_another_is_not() -> None:
+def _search(folder: Path, study: Study, loss: Loss, rounds: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Tune with a made-up loss; a trial whose loss is not finite diverges."""
+    titles = []
+    with Results(folder, "text", "tuning") as results:
+
+        def carry_out(title: str, runs: list[Run]) -> Sequence[Run]:
+            titles.append(title)
+            lost = [run for run in runs if loss(run) == float("inf")]
+            for run in runs:
+                if run not in lost and run.key("text") not in results.finished:
+                    results.append([_finished(run, loss(run))])
+            return lost
+
+        *_, found = tune(study, results, carry_out, rounds)
+    return found, titles
+
+
+def _miss(run: Run) -> float:
+    """Best at batch 4, three layers and small matrix rates; other arms and budgets a little elsewhere."""
+    batch, layers = run.settings["batch"], run.settings["layers"]
+    wanted = (4, 3) if run.arm == "dense" else (8, 2)
+    deviation = abs(batch - wanted[0]) + abs(layers - wanted[1])
+    # More rounds gain dense something, and an n-gram arm nothing: they would begin a larger budget elsewhere.
+    gain = run.settings["rates"]["embedding"] if run.arm == "dense" else 0.0
+    return 10 + deviation + run.settings["rates"]["matrix"] - gain
+
+
+def test_everything_compared_is_tuned_and_what_is_like_another_is_not() -> None:
     study = Study(**STUDY)
-    for budget, number in itertools.product((1e12, 3e12), range(len(COORDINATES) + 1)):
-        runs = round_of(study, budget, [], number)
-        tried = Counter((run.arm, run.regime, run.width, run.budget) for run in runs)
-        places = [place for place in _all_places() if place[-1] == budget]
-        assert tried == dict.fromkeys(places, 2 if number else 1)
-        assert number == 1 or {run.settings["batch"] for run in runs if run.width == 128} <= {16}
-        changes = {json.dumps({**run.settings, "batch": 0}, sort_keys=True) for run in runs}
-        assert len(changes) == (1 if number < 2 else 2)
+    widths = {1e12: (32, 48, 64, 96), 3e12: (48, 64, 96, 128), 1e13: (48, 64, 96, 128)}
+    expected = {("dense", "none", width, budget) for budget, some in widths.items() for width in some}
+    for width, budget in ((48, 1e12), (64, 3e12)):
+        expected |= {(arm, "same tokens", width, budget) for arm in ("ngram", "graph", "unigram table")}
+        expected |= {("graph", "whole corpus", width, budget)}
+    assert study.tuning_budgets == [1e12, 3e12, 1e13]
+    for number in range(len(COORDINATES) + 1):
+        tried = Counter(
+            (run.arm, run.regime, run.width, run.budget)
+            for budget in study.tuning_budgets
+            for run in round_of(study, budget, [], number)
+        )
+        assert tried == dict.fromkeys(expected, 2 if number else 1)
+
+
+def test_each_round_moves_one_coordinate() -> None:
+    study = Study(**STUDY)
+    (first,) = {_text(run, "batch") for run in round_of(study, 1e12, [], 0)}
+    for number, coordinate in enumerate(COORDINATES, start=1):
+        texts = {_text(run, "batch") for run in round_of(study, 1e12, [], number)}
+        if coordinate == "batch":
+            assert texts == {first}
+        else:
+            assert len(texts) == 2
+            assert first not in texts
+
+
+def _text(run: Run, without: str) -> str:
+    return json.dumps({**run.settings, without: None}, sort_keys=True)
 
 
 def test_a_larger_budget_begins_with_what_a_smaller_one_found() -> None:
@@ -69,29 +125,44 @@ def test_a_larger_budget_begins_with_what_a_smaller_one_found() -> None:
     assert starts["ngram"]["rates"] == RATES
 
 
-def test_the_search_walks_downhill_and_rounds_done_later_change_nothing() -> None:
-    study = Study(
-        **{**STUDY, "arms": (), "whole_corpus": (), "controls": (), "widths": (64,), "budgets": (1e12,)}
-    )
+def test_the_search_walks_downhill(tmp_path: Path) -> None:
+    found, titles = _search(tmp_path, Study(**SMALL), _miss, 3)
+    assert titles[:2] == ["1e12, round 0 of 3, where to begin", "1e12, round 1 of 3, batch"]
+    by_arm = {(entry["arm"], entry["budget"]): entry for entry in found}
+    for budget in (1e12, 3e12):
+        dense, ngram = by_arm["dense", budget], by_arm["ngram", budget]
+        assert (dense["settings"]["batch"], dense["settings"]["layers"]) == (4, 3)
+        assert (ngram["settings"]["batch"], ngram["settings"]["layers"]) == (8, 2)
+        assert dense["trials"] == ngram["trials"] == 7
+    assert by_arm["ngram", 1e12]["at_edge"] == ["matrix"]
 
-    def finished(run: Run) -> dict[str, Any]:
-        miss = (
-            abs(run.settings["batch"] - 4) + abs(run.settings["layers"] - 3) + run.settings["rates"]["matrix"]
-        )
-        return _row(0.0, miss, settings=run.settings)
 
-    rounds: list[list[Run]] = []
-    rows: list[dict[str, Any]] = []
-    for number in range(4):
-        rounds.append(round_of(study, 1e12, rows, number))
-        rows += map(finished, rounds[-1])
-    assert [run.settings["batch"] for run in rounds[1]] == [4, 16]
-    assert [(run.settings["batch"], run.settings["layers"]) for run in rounds[2]] == [(4, 1), (4, 3)]
-    assert {run.settings["layers"] for run in rounds[3]} == {3}
-    assert [round_of(study, 1e12, rows, number) for number in range(4)] == rounds
-    (winner,) = best(rows)
-    assert (winner["settings"]["batch"], winner["settings"]["layers"], winner["trials"]) == (4, 3, 7)
-    assert set(winner["at_edge"]) == {"batch", "layers", "matrix"}
+def test_trials_stay_equal_when_a_search_goes_on_or_finds_foreign_rows(tmp_path: Path) -> None:
+    study = Study(**SMALL)
+    _search(tmp_path, study, _miss, 2)
+    with Results(tmp_path, "text", "tuning") as results:
+        foreign = Run("tuning", "dense", "none", 1000, 64, 1e12, {**DEFAULTS, "rates": RATES, "time": 7})
+        results.append([_finished(foreign, 0.001)])
+    found, _ = _search(tmp_path, study, _miss, 5)
+    assert {entry["trials"] for entry in found} == {11}
+    again, _ = _search(tmp_path, study, _miss, 5)
+    assert again == found
+    fresh, _ = _search(tmp_path / "fresh", study, _miss, 5)
+    assert fresh == found
+
+
+def test_a_trial_that_diverges_counts_and_never_wins(tmp_path: Path) -> None:
+    def loss(run: Run) -> float:
+        return float("inf") if run.settings["batch"] == 4 else _miss(run)
+
+    found, _ = _search(tmp_path, Study(**SMALL), loss, 2)
+    assert {entry["trials"] for entry in found} == {5}
+    assert all(entry["settings"]["batch"] != 4 for entry in found)
+
+
+def test_a_coordinate_has_one_turn(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="0 to 5"):
+        _search(tmp_path, Study(**SMALL), _miss, 6)
 
 
 def test_a_step_never_leaves_what_can_be_built() -> None:
@@ -101,25 +172,50 @@ def test_a_step_never_leaves_what_can_be_built() -> None:
     assert steps(settings, "embedding")[1]["rates"] == {"embedding": 0.16, "table": 0.32}
 
 
-def test_a_control_takes_over_the_tuning_of_what_it_explains() -> None:
-    found = {("graph", "same tokens", 48, 1e12): {"rates": {"matrix": 0.007}, "layers": 3}}
-    runs = Study(**STUDY, tuned=found).plan()
-    shuffled = [run for run in runs if run.arm == "shuffled edges" and run.regime == "same tokens"]
-    assert {run.settings["layers"] for run in shuffled} == {3}
-    assert all(run.settings["layers"] == DEFAULTS["layers"] for run in runs if run.regime == "whole corpus")
-
-
 def test_the_winner_has_the_lowest_validation_loss_and_edges_are_told() -> None:
-    rows = [_row(0.01, 1.8), _row(0.004, 1.7), _row(0.02, 1.0, parent="another")]
-    (found,) = best(rows)
+    (found,) = best([_row(0.01, 1.8), _row(0.004, 1.7), _row(0.02, 1.75)])
     assert found["bits_per_byte"] == pytest.approx(1.7)
-    assert found["trials"] == 2
+    assert found["trials"] == 3
     assert found["at_edge"] == ["matrix"]
     assert set(found["settings"]) == {"rates", "layers", "batch"}
 
 
+def test_a_control_takes_over_the_tuning_of_what_it_explains() -> None:
+    found = {("graph", "same tokens", 48, 1e12): {"rates": {"matrix": 0.007}, "layers": 3, "trials": 11}}
+    runs = Study(**STUDY, tuned=found).plan()
+    shuffled = [run for run in runs if run.arm == "shuffled edges" and run.regime == "same tokens"]
+    assert {run.settings["layers"] for run in shuffled} == {3}
+    assert {run.settings["trials"] for run in shuffled} == {0}
+    graph = {
+        run.budget: run.settings["trials"]
+        for run in runs
+        if run.arm == "graph" and run.settings["layers"] == 3
+    }
+    assert graph == {1e12: 11, 3e12: 0}
+    assert all(run.settings["layers"] == DEFAULTS["layers"] for run in runs if run.regime == "whole corpus")
+
+
+def test_an_arm_that_is_like_another_can_be_tuned_by_itself() -> None:
+    study = Study(**{**STUDY, "arms": ("suffix graph",)})
+    assert ("suffix graph", "same tokens", 48) in study.tuning_places(1e12)
+    own = {
+        ("suffix graph", "same tokens", 48, 1e12): {"layers": 4},
+        ("graph", "same tokens", 48, 1e12): {"layers": 3},
+    }
+    runs = Study(**{**STUDY, "arms": ("suffix graph",)}, tuned=own).plan()
+    assert {run.settings["layers"] for run in runs if run.arm == "suffix graph"} == {4}
+
+
 def test_a_study_reads_winners_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
+    with pytest.raises(RunError, match="mnemograph tune"):
+        tuned(path)
     path.write_text(json.dumps(best([_row(0.01, 1.8)])))
     assert tuned(path)["dense", "none", 64, 1e12]["layers"] == 2
-    assert all(found["trials"] > 1 for found in tuned().values())
+
+
+def test_the_library_comes_with_equally_tuned_arms() -> None:
+    found = tuned()
+    assert {("dense", "none", 64, 1e12), ("graph", "whole corpus", 64, 3e12)} <= set(found)
+    compared = [entry["trials"] for (*_, budget), entry in found.items() if budget in (1e12, 3e12)]
+    assert len(set(compared)) == 1
