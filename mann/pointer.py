@@ -90,12 +90,14 @@ def _mixed(
     answers: Int[Tensor, "batch time k"],
 ) -> Float[Tensor, "batch time vocab"]:
     """The mixture, made by changing no more than the ``k`` places that answers have in the scaled vocabulary."""
-    weights, sink = log_weights[..., :-1].exp(), log_weights[..., -1:]
+    logs, sink = log_weights[..., :-1], log_weights[..., -1:]
     same = answers[..., None] == answers[..., None, :]
-    mass = (same * weights[..., None, :]).sum(-1)
     # An answer that several neighbours share is changed once, by the first of them.
     again = same.tril(-1).any(-1)
-    before = log_p.gather(-1, answers) + sink
-    tiny = torch.finfo(mass.dtype).tiny
-    gain = torch.logaddexp(before, mass.clamp(min=tiny).log()) - before
-    return (log_p + sink).scatter_add_(-1, answers, gain.masked_fill(again | (mass < tiny), 0.0))
+    nobody = ~(same & (logs > float("-inf"))[..., None, :]).any(-1)
+    # In logs, as the loss is: a weight may be too small for anything else. A sum of nothing but -inf would have NaN
+    # for a gradient, even where its gain is not used.
+    parts = torch.where(same, logs.masked_fill(nobody, 0.0)[..., None, :], float("-inf"))
+    before, mass = log_p.gather(-1, answers) + sink, parts.logsumexp(-1)
+    gain = torch.logaddexp(before, mass) - before
+    return (log_p + sink).scatter_add_(-1, answers, gain.masked_fill(again | nobody, 0.0))

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def match_rows(
     query: Float[Tensor, "*batch width"], table: Float[Tensor, "vocab width"], rows: Int[Tensor, "*batch k"]
 ) -> Float[Tensor, "*batch k"]:
     r"""How each query matches the rows it names, :math:`\langle q_t, E[r_{t,i}] \rangle`, in the table's type.
+
+    First derivatives only.
 
     Args:
         query: What to compare.
@@ -25,14 +28,15 @@ def match_rows(
     Shapes:
         query: ``[*batch, width]``; table: ``[vocab, width]``; rows and output: ``[*batch, k]``.
     """
-    named = rows.reshape(-1, rows.shape[-1])
-    return _MatchRows.apply(query.to(table.dtype).flatten(0, -2), table, named).view(rows.shape)
+    return _MatchRows.apply(_flat(query.to(table.dtype)), table, _flat(rows)).view(rows.shape)
 
 
 def sum_rows(
     weight: Float[Tensor, "*batch k"], table: Float[Tensor, "vocab width"], rows: Int[Tensor, "*batch k"]
 ) -> Float[Tensor, "*batch width"]:
     r"""Weighted sums of rows, :math:`\sum_i w_{t,i} E[r_{t,i}]`, in the table's type.
+
+    First derivatives only.
 
     Args:
         weight: How much of each row.
@@ -42,9 +46,8 @@ def sum_rows(
     Shapes:
         weight and rows: ``[*batch, k]``; table: ``[vocab, width]``; output: ``[*batch, width]``.
     """
-    named = rows.reshape(-1, rows.shape[-1])
-    total = _SumRows.apply(weight.to(table.dtype).flatten(0, -2), table, named)
-    return total.view(*rows.shape[:-1], -1)
+    total = _SumRows.apply(_flat(weight.to(table.dtype)), table, _flat(rows))
+    return total.view(*rows.shape[:-1], table.shape[1])
 
 
 class _MatchRows(torch.autograd.Function):
@@ -54,6 +57,7 @@ class _MatchRows(torch.autograd.Function):
         return _dots(query, table, rows)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         query, table, rows = ctx.saved_tensors
         return _sums(grad, table, rows), _spread(grad, query, table, rows), None
@@ -66,9 +70,15 @@ class _SumRows(torch.autograd.Function):
         return _sums(weight, table, rows)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         weight, table, rows = ctx.saved_tensors
         return _dots(grad, table, rows), _spread(weight, grad, table, rows), None
+
+
+def _flat(x: Tensor) -> Tensor:
+    """One batch dimension, however many there are."""
+    return x.flatten(0, -2) if x.ndim > 1 else x[None]
 
 
 def _dots(query: Tensor, table: Tensor, rows: Tensor) -> Tensor:
@@ -79,6 +89,9 @@ def _dots(query: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 
 
 def _sums(weight: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    if not rows.numel():
+        # Bags that all are empty it cannot tell apart.
+        return table.new_zeros(len(rows), table.shape[1])
     return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weight)
 
 

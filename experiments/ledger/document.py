@@ -28,7 +28,8 @@ a rule below, or an `UnpricedOperator` error that names the operator, the module
 * **Bytes** are those of the tensors read and written, as if nothing were fused or cached: an upper bound. An
   expanded dimension is read once; a gather reads the rows it is asked for, not the table.
 * Searches and other operators from outside torch are priced by the formula registered beside them
-  (`torch.utils.flop_counter.register_flop_formula`); its attribute `bytes_formula`, if present, gives the bytes.
+  (`torch.utils.flop_counter.register_flop_formula`); its attribute `bytes_formula`, if present, gives the bytes,
+  and `billed_as` the name of the operator whose place it takes on some devices.
 * Nothing is billed that runs in another thread or outside torch: bill that with `Ledger.add`.
 
 A name stands for its in-place form and for all overloads. *inputs* and *outputs* are numbers of elements; in the

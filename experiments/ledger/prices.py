@@ -30,7 +30,8 @@ def price_of(func: torch._ops.OpOverload) -> tuple[str, Callable[[Call], Cost]] 
 
     An operator that changes its argument in place has the price of the one that does not. An operator outside aten
     is priced by the formula registered with ``torch.utils.flop_counter.register_flop_formula``; if that formula
-    has an attribute ``bytes_formula`` (same arguments), it gives the bytes.
+    has an attribute ``bytes_formula`` (same arguments), it gives the bytes. An attribute ``billed_as`` names the
+    operator it stands in for on some devices, such as "aten.mm".
     """
     packet = func._overloadpacket
     name = str(packet)
@@ -38,7 +39,9 @@ def price_of(func: torch._ops.OpOverload) -> tuple[str, Callable[[Call], Cost]] 
         if candidate in PRICES:
             return candidate, PRICES[candidate]
     if packet in flop_registry:
-        return name, _registered(flop_registry[packet], products=name.startswith(("aten.", "mkldnn.")))
+        formula = flop_registry[packet]
+        name = getattr(formula, "billed_as", name)
+        return name, _registered(formula, products=name.startswith(("aten.", "mkldnn.")))
     return None
 
 

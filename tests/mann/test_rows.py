@@ -6,18 +6,19 @@ import torch
 from mann.rows import match_rows, sum_rows
 
 
-def _inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _inputs(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(2, 5, 8, generator=generator).requires_grad_()
-    weight = torch.rand(2, 5, 3, generator=generator).requires_grad_()
+    query = torch.randn(*shape[:-1], 8, generator=generator).requires_grad_()
+    weight = torch.rand(shape, generator=generator).requires_grad_()
     table = torch.randn(11, 8, generator=generator).requires_grad_()
-    rows = torch.randint(0, 11, (2, 5, 3), generator=generator)
+    rows = torch.randint(0, 11, shape, generator=generator)
     return query, weight, table, rows
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_rows_are_matched_and_summed_as_indexing_would(autocast: bool) -> None:
-    query, weight, table, rows = _inputs()
+@pytest.mark.parametrize("shape", [(2, 5, 3), (0, 5, 3), (2, 0, 3), (2, 5, 0), (0, 5, 0), (3,), (0,)])
+def test_rows_are_matched_and_summed_as_indexing_would(shape: tuple[int, ...], autocast: bool) -> None:
+    query, weight, table, rows = _inputs(*shape)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         ours = match_rows(query, table, rows), sum_rows(weight, table, rows)
     plain = (table[rows] * query[..., None, :]).sum(-1), (table[rows] * weight[..., None]).sum(-2)
@@ -30,5 +31,13 @@ def test_rows_are_matched_and_summed_as_indexing_would(autocast: bool) -> None:
 
 
 def test_a_narrow_query_is_matched_in_the_type_of_the_table() -> None:
-    query, _, table, rows = _inputs()
+    query, _, table, rows = _inputs(2, 5, 3)
     assert match_rows(query.bfloat16(), table, rows).dtype == table.dtype
+
+
+def test_a_second_derivative_is_refused_in_words() -> None:
+    query, weight, table, rows = _inputs(2, 5, 3)
+    for x, y in ((query, match_rows(query, table, rows)), (weight, sum_rows(weight, table, rows))):
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
