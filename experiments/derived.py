@@ -11,6 +11,7 @@ import numpy as np
 from filelock import FileLock
 
 from experiments.controls import CountModel, Mixture, cross_fitted_nats
+from experiments.controls.mixture import mixing_price
 from experiments.data import Corpus
 from experiments.evaluation import Evaluation, Scored
 from experiments.revision import code_digest
@@ -79,11 +80,12 @@ class Counts:
             kept = targets >= 0
             arrays[f"{name}-p"] = scores.probability[kept].astype(np.float32)
             arrays[f"{name}-b"] = scores.bucket[kept].astype(np.int16)
+        mixing_flops, mixing_bytes = mixing_price(passages.vocab_size)
         bill = {
             "build_flops": model.build_flops,
             "build_bytes": model.build_bytes,
-            "read_flops": model.read_flops,
-            "read_bytes": model.read_bytes,
+            "read_flops": model.read_flops + mixing_flops,
+            "read_bytes": model.read_bytes + mixing_bytes,
             "seconds": model.build_seconds,
             "n_buckets": model.n_buckets,
         }

@@ -23,7 +23,7 @@ from experiments.frontier import budget_key
 from experiments.ledger import Ledger
 from experiments.neighborhood import Neighborhood
 from experiments.revision import commit
-from experiments.training import conclude, count_step, train, tune_allocator
+from experiments.training import conclude, count_step, logged, train, tune_allocator
 from experiments.workspace import Workspace
 from mann import LanguageModule, Transformer
 from mann.optim import parameter_roles
@@ -146,12 +146,21 @@ class _Execution:
         source, neighbors, n_windows = self._provide(sample.flops // batch)
         network = self._network(source)
         module = self._module(network, n_windows // batch)
-        self.seconds["train"], logger = train(
-            self.run, self.workspace, module, self.settings, n_windows, neighbors, sample.flops, self.progress
-        )
-        rows = self._results(sample, network, source, neighbors, n_windows)
-        if logger is not None:
-            conclude(logger, rows[0])
+        with logged(self.run, self.workspace) as logger:
+            self.seconds["train"] = train(
+                self.run,
+                self.workspace,
+                module,
+                self.settings,
+                n_windows,
+                neighbors,
+                sample.flops,
+                self.progress,
+                logger,
+            )
+            rows = self._results(sample, network, source, neighbors, n_windows)
+            if logger is not None:
+                conclude(logger, rows[0])
         return rows
 
     def _provide(self, window_flops: int) -> tuple[Source | None, Neighborhood | None, int]:

@@ -7,7 +7,8 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,21 +123,23 @@ def train(
     neighbors: Neighborhood | None,
     step_flops: int,
     progress: Callable[[str, float], None],
-) -> tuple[float, WandbLogger | None]:
+    logger: WandbLogger | None,
+) -> float:
     """Fit ``module`` on the first ``n_windows`` windows of the run's order; resumes from the run's own checkpoint.
 
     Args:
-        run: Names the checkpoint and the W&B run.
-        workspace: Corpus, folders, W&B mode.
+        run: Names the checkpoint.
+        workspace: Corpus, folders.
         module: What to train; its schedule ends with the windows.
         settings: Batch, window length, precision.
         n_windows: Windows to train on.
         neighbors: Neighbours of the windows, for arms that read a store.
         step_flops: FLOPs of one step.
         progress: Told how far it is.
+        logger: From :func:`logged`; stays open.
 
     Returns:
-        Seconds of training, and the W&B logger of the run, still open, where there is one.
+        Seconds of training.
     """
     # Another code would not go on as the one that wrote the checkpoint.
     key = run.key(workspace.corpus.fingerprint)
@@ -156,7 +159,6 @@ def train(
         callbacks.append(
             ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=CHECKPOINT_STEPS)
         )
-    logger = _logger(run, workspace)
     last = folder / "last.ckpt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -175,23 +177,37 @@ def train(
             limit_val_batches=0,
             log_every_n_steps=LOG_STEPS,
         )
-        try:
-            trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-            if trainer.interrupted:
-                raise KeyboardInterrupt
-        except BaseException:
-            if logger is not None:  # else W&B would show it as running for ever
-                logger.experiment.finish(exit_code=1)
-            raise
+        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
     last.unlink(missing_ok=True)
-    return report.seconds, logger
+    return report.seconds
+
+
+@contextmanager
+def logged(run: Run, workspace: Workspace) -> Iterator[WandbLogger | None]:
+    """The W&B logger of a run, where there is one; whatever is raised inside ends the W&B run as failed.
+
+    Args:
+        run: Names the W&B run.
+        workspace: Folders, W&B mode.
+    """
+    logger = _logger(run, workspace)
+    try:
+        yield logger
+    except BaseException:
+        # W&B would show it as running, until the next run closes it as a success.
+        if logger is not None:
+            with suppress(Exception):  # what went wrong first is what must be seen
+                logger.experiment.finish(exit_code=1)
+        raise
 
 
 def conclude(logger: WandbLogger, row: Mapping[str, Any]) -> None:
     """Put what a run found into its W&B summary, and end it.
 
     Args:
-        logger: What :func:`train` returned.
+        logger: From :func:`logged`.
         row: The run's line of results.
     """
     found = {key: row[key] for key in ("train_flops", "read_flops", "train_seconds", "train_bytes", "tokens")}

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 
 from retrieval.encoder import ContextEncoder
+from retrieval.runtime import threads
 
 __all__ = ["ID", "Cells", "words"]
 
@@ -51,16 +52,17 @@ class Cells:
         self._of: list[np.ndarray] = []
         self._nearest: list[np.ndarray] = []
         self._score: list[np.ndarray] = []
-        for place, (wanted, near) in enumerate(zip(clusters, reach, strict=True)):
-            cluster, centers = self._divide(min(wanted, encoder.vocab_size), seed + place)
-            similar = encoder.blend * encoder.vectors @ centers.T
-            similar[np.arange(len(cluster)), cluster] += 1 - encoder.blend
-            similar *= encoder.weights[place]
-            self.flops += (2 * encoder.rank + 2) * similar.size
-            nearest = np.argsort(-similar, axis=1, kind="stable")[:, :near]
-            self._of.append(cluster)
-            self._nearest.append(nearest)
-            self._score.append(np.take_along_axis(similar, nearest, 1))
+        with threads(1):  # as in the encoder: what is built follows from the inputs alone
+            for place, (wanted, near) in enumerate(zip(clusters, reach, strict=True)):
+                cluster, centers = self._divide(min(wanted, encoder.vocab_size), seed + place)
+                similar = encoder.blend * encoder.vectors @ centers.T
+                similar[np.arange(len(cluster)), cluster] += 1 - encoder.blend
+                similar *= encoder.weights[place]
+                self.flops += (2 * encoder.rank + 2) * similar.size
+                nearest = np.argsort(-similar, axis=1, kind="stable")[:, :near]
+                self._of.append(cluster)
+                self._nearest.append(nearest)
+                self._score.append(np.take_along_axis(similar, nearest, 1))
         self.shape = tuple(int(cluster.max()) + 1 for cluster in self._of)
         self.n = int(np.prod(self.shape))
 

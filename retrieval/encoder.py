@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Integer, UInt8
 
 from retrieval.passages import Passages
+from retrieval.runtime import threads
 
 __all__ = ["ContextEncoder"]
 
@@ -83,9 +84,11 @@ class ContextEncoder:
         self._row = np.full(self.vocab_size + 1, len(frequent), np.int32)  # the last token id is "none"
         self._row[frequent] = np.arange(len(frequent))
         self.vectors = np.zeros((self.vocab_size + 1, rank), np.float32)
-        self.vectors[frequent] = self._decompose(passages, frequent)
-        self._table = self._similarities(frequent)
-        self._encode()
+        # The fingerprint names the inputs alone, and another number of threads adds up in another order.
+        with threads(1):
+            self.vectors[frequent] = self._decompose(passages, frequent)
+            self._table = self._similarities(frequent)
+            self._encode()
         about = f"context-2 {depth} {decay} {blend} {rank} {seed}"
         self.fingerprint = hashlib.sha256(f"{about} {passages.fingerprint}".encode()).hexdigest()
 

@@ -1,5 +1,6 @@
 """The control that has no network: a count n-gram over the very text an arm was trained on."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ class _Level:
 
     ``keys`` are (rank of the first n - 1 tokens) · vocabulary + last token, ascending: an n-gram's place in
     them is its rank. ``counts`` are theirs; ``totals`` and ``backoff`` belong to contexts, by rank.
+    ``successors`` is how many different tokens follow the context of a position, on average over the text.
     """
 
     keys: np.ndarray
@@ -40,6 +42,7 @@ class _Level:
     totals: np.ndarray
     backoff: np.ndarray
     discounts: np.ndarray
+    successors: float
 
 
 class CountModel:
@@ -63,8 +66,13 @@ class CountModel:
     * build: packing keys 2n, sorting :math:`n \lceil\log_2 n\rceil`, grouping 2n, statistics :math:`10 u_m`;
       bytes: 16 a key and pass of a sort (one read, one write of 8 each), 32n for packing and grouping,
       :math:`40 u_m` for statistics;
-    * read, a position: a binary search of :math:`\lceil\log_2 (u_m + 1)\rceil` comparisons, 2 for the key,
-      5 to interpolate; bytes: 8 a probe and 24 for the statistics of the n-gram and its context.
+    * read, a position, the whole distribution over `V` tokens. Only the unigrams are dense over `V`: all
+      backoffs multiplied together scale them once, V; bytes: 8V, read and written at 4 each. An order above
+      is sparse: a binary search of :math:`\lceil\log_2 (u_m + 1)\rceil` comparisons for where the successors
+      of its context begin, 2 for the key, 1 for the product of backoffs, then for each of the
+      :math:`s_m` successors 5: is it still one, subtract, divide, scale, add; bytes: 8 a probe, 36 for the
+      context's total, backoff and the discounts, 20 a successor (key 8, count 4, its entry read and written).
+      :math:`s_m` is the mean over the counted text, where no context is unseen; other text tends to have fewer.
 
     Args:
         passages: the text; no n-gram crosses the edge of a passage.
@@ -159,9 +167,8 @@ class CountModel:
             np.int32
         )  # rank of the m-gram ending at each position; a single token's is itself
         size = self.vocab_size
-        below: tuple[np.ndarray, int] | None = (
-            None  # the order before, whose counts take this one: keys, contexts
-        )
+        # The order before, whose counts take this one: keys, contexts, successors.
+        below: tuple[np.ndarray, int, float] | None = None
         occurrences = np.bincount(tokens[depth > 0], minlength=size)
         for order in range(2, self.order + 1):
             ends = np.flatnonzero(depth >= order - 1)
@@ -182,20 +189,22 @@ class CountModel:
             if order < self.order:
                 ranks = np.full(len(tokens), -1, dtype=np.int32)
                 ranks[ends] = np.cumsum(fresh, dtype=np.int32) - 1
-            below = keys[begins], size_below
+            grams = keys[begins]
+            context = grams // self.vocab_size
+            below = grams, size_below, float(np.bincount(context)[context] @ counts) / len(tokens)
             occurrences = counts
         if below is None:
             self._unigram = _unigram(occurrences, self.vocab_size)
         else:
             self._levels.append(self._level(*below, occurrences))
 
-    def _level(self, keys: np.ndarray, size: int, counts: np.ndarray) -> _Level:
+    def _level(self, keys: np.ndarray, size: int, successors: float, counts: np.ndarray) -> _Level:
         context = keys // self.vocab_size
         totals = np.bincount(context, weights=counts, minlength=size)
         discounts = _discounts(counts)
         taken = np.bincount(context, weights=discounts[np.minimum(counts, 3)], minlength=size)
         backoff = taken / np.maximum(totals, 1)
-        return _Level(keys, counts.astype(np.int32), totals.astype(np.int32), backoff, discounts)
+        return _Level(keys, counts.astype(np.int32), totals.astype(np.int32), backoff, discounts, successors)
 
     def _price_of_building(self) -> tuple[int, int]:
         n = self.n_tokens
@@ -206,7 +215,10 @@ class CountModel:
 
     def _price_of_reading(self) -> tuple[int, int]:
         probes = [len(level.keys).bit_length() for level in self._levels]
-        return sum(probes) + 7 * len(probes), 8 * sum(probes) + 24 * len(probes) + 8
+        successors = sum(level.successors for level in self._levels)
+        flops = self.vocab_size + sum(probes) + 3 * len(probes) + 5 * successors
+        moved = 8 * self.vocab_size + 8 * sum(probes) + 36 * len(probes) + 20 * successors
+        return math.ceil(flops), math.ceil(moved)
 
 
 def _depth(documents: np.ndarray | None, n: int, length: int) -> np.ndarray:

@@ -9,6 +9,17 @@ STEPS = 150  # enough to come within a hundredth of a weight at the edge, 0 or 1
 PRIOR = 20.0  # tokens' worth of the overall weight given to each bucket, so that a rare one is not overfitted
 
 
+def mixing_price(vocab_size: int) -> tuple[int, int]:
+    """FLOPs and bytes of mixing two whole distributions: scale one, scale the other, add.
+
+    A network that is to be mixed gives probabilities where it would give their logarithms, at the same price.
+
+    Args:
+        vocab_size: Tokens the distributions are over; every number is read and written at 4 bytes.
+    """
+    return 3 * vocab_size, 4 * (2 + 2 + 3) * vocab_size
+
+
 @dataclass(frozen=True)
 class Mixture:
     r"""Counts' weight in each bucket: :math:`p = \lambda_b\, p_{counts} + (1 - \lambda_b)\, p_{network}`.

@@ -10,8 +10,10 @@ import wandb
 from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS
 from experiments.data import TextCorpus
 from experiments.errors import RunError
+from experiments.evaluation import read_bill
 from experiments.run import Run, execute
 from experiments.workspace import Workspace
+from mann import Transformer
 
 SETTINGS = {"layers": 2, "heads": 2, "batch": 2, "time": 32, "k": 4, "evaluation_tokens": 512}
 BUDGET = 1.2e10
@@ -62,6 +64,20 @@ def test_every_arm_gives_a_whole_row(arm: str, regime: str, workspace: Workspace
     assert (f"{arm}, memory off" in names) == (arm != "dense")
     assert (f"{arm} + counts" in names) == (arm in ("dense", "knn"))
     assert all(other["parent"] == row["run"] for other in derived)
+    for other in derived:
+        if other["arm"].endswith("+ counts"):
+            # Counts give a whole distribution, and mixing is two products and a sum over all of it.
+            assert other["read_flops"] - row["read_flops"] > 257 + 3 * 257
+            assert other["read_bytes"] - row["read_bytes"] > 8 * 257 + 28 * 257
+
+
+def test_inference_is_billed_as_the_whole_distribution() -> None:
+    batch = {name: torch.zeros(2, 8, dtype=torch.int64) for name in ("tokens", "documents")}
+    bills = {vocab: read_bill(Transformer(vocab, 16, 1), batch) for vocab in (64, 257)}
+    for vocab, bill in bills.items():
+        assert bill.by_operator["aten._log_softmax"] == 5 * 16 * vocab
+        assert bill.by_module["readout"] >= (2 * 16 + 5) * 16 * vocab
+    assert bills[257].flops - bills[64].flops >= (2 * 16 + 5) * 16 * (257 - 64)
 
 
 def test_a_run_repeats_itself_to_the_bit(workspace: Workspace) -> None:
@@ -137,4 +153,31 @@ def test_a_run_that_fails_is_ended_in_wandb_too(corpus: TextCorpus, tmp_path: Pa
     rates = dict.fromkeys(("matrix", "head", "embedding", "scalar", "table"), 1e30)
     with pytest.raises(FloatingPointError):
         execute(run_of("dense", NO_STORE, rates=rates), workspace)
+    assert wandb.run is None
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [("_Execution._evaluations", KeyboardInterrupt), ("conclude", ValueError)],
+)
+def test_a_failure_after_training_is_ended_in_wandb_as_one(
+    where: str, error: type[BaseException], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.wandb = "offline"
+    ended = []
+    finish = wandb.Run.finish
+
+    def fail(*_: object, **__: object) -> None:
+        raise error("later")
+
+    def watched(run: wandb.Run, exit_code: int | None = None) -> None:
+        ended.append(exit_code)
+        finish(run, exit_code)
+        raise OSError("W&B fails too, which must not hide what was wrong")
+
+    monkeypatch.setattr(f"experiments.run.{where}", fail)
+    monkeypatch.setattr(wandb.Run, "finish", watched)
+    with pytest.raises(error, match="later"):
+        execute(run_of("dense", NO_STORE), workspace)
+    assert ended == [1]
     assert wandb.run is None

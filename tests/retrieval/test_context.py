@@ -6,7 +6,7 @@ import torch
 
 from retrieval import ContextEncoder, ContextSource, Passages
 from retrieval.cells import Cells
-from retrieval.runtime import faiss
+from retrieval.runtime import faiss, threads
 from retrieval.source import query_context
 from tests.retrieval.stores import contexts, queries, seen, windows
 
@@ -50,6 +50,33 @@ def test_kernel_is_its_formula():
     same = encoder.kernel(encoder.rows(query[:, None][:, 0]), encoder.rows(query[:, None, ::-1]))[:, 0]
     whole = (query >= 0).all(1)
     assert np.allclose(same[whole], 1, atol=1e-5)
+
+
+def test_what_is_built_follows_from_the_inputs_alone(monkeypatch: pytest.MonkeyPatch):
+    seen_threads = set()
+
+    def watch(kind: type, name: str) -> None:
+        method = getattr(kind, name)
+
+        def watched(*arguments: object) -> object:
+            seen_threads.add(torch.get_num_threads())
+            return method(*arguments)
+
+        monkeypatch.setattr(kind, name, watched)
+
+    for name in ("_decompose", "_similarities", "_meaning"):
+        watch(ContextEncoder, name)
+    watch(Cells, "_divide")
+    passages, built = text(2000), []
+    for n in (1, 2):
+        with threads(n):
+            encoder = ContextEncoder(passages)
+            built.append(
+                [encoder.vectors, encoder._table, encoder.codebook, *Cells(encoder, (16, 4, 1))._score]
+            )
+            assert torch.get_num_threads() == n
+    assert seen_threads == {1}
+    assert all(np.array_equal(one, two) for one, two in zip(*built, strict=True))
 
 
 def halves(codes: np.ndarray) -> np.ndarray:

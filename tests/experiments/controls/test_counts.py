@@ -167,9 +167,24 @@ def test_work_follows_the_formula() -> None:
     assert model.build_flops == n + 2 * (4 * n + sort) + 10 * (len(pairs) + len(triples))
     assert model.build_bytes == 8 * n + 2 * (32 * n + 16 * sort) + 40 * (len(pairs) + len(triples))
     probes = math.ceil(math.log2(len(pairs) + 1)) + math.ceil(math.log2(len(triples) + 1))
-    assert model.read_flops == probes + 2 * 7
-    assert model.read_bytes == 8 + 8 * probes + 2 * 24
+    # What follows a context, met once for each time the context is followed by anything.
+    after = defaultdict(set)
+    for gram in pairs | triples:
+        after[gram[:-1]].add(gram[-1])
+    met = sum(len(after[tuple(p[i : i + m])]) for m in (1, 2) for p in pieces for i in range(len(p) - m))
+    assert model.read_flops == math.ceil(6 + probes + 2 * 3 + 5 * met / n)
+    assert model.read_bytes == math.ceil(8 * 6 + 8 * probes + 2 * 36 + 20 * met / n)
     assert model.build_seconds > 0
+
+
+def test_reading_is_the_whole_distribution() -> None:
+    passages = toy_split(1, n=20, vocab_size=6).passages(6)
+    wide = Passages(passages.tokens, passages.offsets, vocab_size=2048)
+    narrow, model = CountModel(passages, 3), CountModel(wide, 3)
+    assert model.read_flops - narrow.read_flops == 2048 - 6, "unigrams, the one order that is dense"
+    assert model.read_bytes - narrow.read_bytes == 8 * (2048 - 6)
+    unigrams = CountModel(wide, 1)
+    assert (unigrams.read_flops, unigrams.read_bytes) == (2048, 8 * 2048)
 
 
 def test_very_short_passages() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiments.controls.mixture import Mixture, cross_fitted_nats
+from experiments.controls.mixture import Mixture, cross_fitted_nats, mixing_price
 
 
 def example(seed: int = 0, n: int = 60, time: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -58,6 +58,14 @@ def test_unscored_positions_do_not_count() -> None:
     ours = Mixture.fit(network, spoilt, bucket, 3, split="valid", scored=scored)
     theirs = Mixture.fit(network[scored], counts[scored], bucket[scored], 3, split="valid")
     np.testing.assert_array_equal(ours.weights, theirs.weights)
+
+
+def test_mixing_two_distributions_is_two_products_and_a_sum() -> None:
+    a, b = np.full((2, 100), 0.01, np.float32)
+    with_a, with_b = 0.25 * a, 0.75 * b
+    mixed = with_a + with_b
+    moved = [a, with_a, b, with_b, with_a, with_b, mixed]
+    assert mixing_price(100) == (with_a.size + with_b.size + mixed.size, sum(x.nbytes for x in moved))
 
 
 def test_never_reported_where_it_was_fitted() -> None:
