@@ -14,7 +14,7 @@ study = Study(
     widths=(32, 48, 64, 96, 128),
     budgets=(1e12, 3e12),
     reach=(3e11, 1e13),
-    best_width={3e11: 48, 1e12: 64, 3e12: 64, 1e13: 96},
+    best_width={3e11: 48, 1e12: 64, 3e12: 64, 1e13: 64},
     tuned=tuned(),
     seeds=range(3),
 )

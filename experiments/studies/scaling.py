@@ -14,7 +14,7 @@ study = Study(
     widths=(32, 48, 64, 96, 128, 192, 256),
     budgets=(1e12, 3e12, 1e13, 3e13),
     reach=(3e11, 1e14),
-    best_width={3e11: 48, 1e12: 64, 3e12: 64, 1e13: 96, 3e13: 128, 1e14: 128},
+    best_width={3e11: 48, 1e12: 64, 3e12: 64, 1e13: 64, 3e13: 96, 1e14: 128},
     tuned=tuned(),
     seeds=range(3),
 )
