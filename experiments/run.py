@@ -50,7 +50,7 @@ DEFAULTS: dict[str, Any] = {
     "trials": 0,
 }
 # What an arm with a store keeps back for building and searching it; what is left over stays unspent.
-STORE_SHARE = {NO_STORE: 0.0, SAME_TOKENS: 0.09, WHOLE_CORPUS: 0.12}
+STORE_SHARE = {SAME_TOKENS: 0.09, WHOLE_CORPUS: 0.12}
 # Numbers of windows are rounded down to a grid of eight per octave, so that arms of similar cost share one store.
 GRID = 8
 
@@ -166,7 +166,9 @@ class _Execution:
     def _provide(self, window_flops: int) -> tuple[Source | None, Neighborhood | None, int]:
         """As many windows as the budget pays for, and their neighbours; a store may hold no others."""
         batch, budget = self.settings["batch"], self.run.budget
-        build, search = budget * STORE_SHARE[self.run.regime], 0.0
+        build, search = 0.0, 0.0
+        if self.arm.source is not None:
+            build = budget * STORE_SHARE[self.run.regime]
         while True:
             n_windows = self._affordable((budget - build) / (window_flops + search))
             source = self._source(n_windows)

@@ -39,8 +39,8 @@ def run_of(arm: str, regime: str, budget: float = BUDGET, **settings: object) ->
     ("arm", "regime"),
     [
         ("dense", NO_STORE),
-        ("ngram", NO_STORE),
-        ("unigram table", NO_STORE),
+        ("ngram", SAME_TOKENS),
+        ("unigram table", SAME_TOKENS),
         ("knn", SAME_TOKENS),
         ("knn", WHOLE_CORPUS),
         ("graph", SAME_TOKENS),
@@ -51,15 +51,16 @@ def run_of(arm: str, regime: str, budget: float = BUDGET, **settings: object) ->
 )
 def test_every_arm_gives_a_whole_row(arm: str, regime: str, workspace: Workspace) -> None:
     row, *derived = execute(run_of(arm, regime, counts=arm in ("dense", "knn")), workspace)
-    assert 0.5 * BUDGET < row["train_flops"] <= BUDGET
+    # Without a store nothing is kept back for one: all that is left over is less than a step.
+    stored = arm not in ("dense", "ngram", "unigram table")
+    assert (0.5 * BUDGET if stored else BUDGET * (1 - 1 / row["steps"])) < row["train_flops"] <= BUDGET
     assert row["train_flops"] == sum(row["flops"].values())
     assert row["matmul_flops"] < row["train_flops"]
     assert row["tokens"] == row["steps"] * SETTINGS["batch"] * SETTINGS["time"]
     assert row["read_flops"] > 0
     for split in ("valid", "test"):
         assert 0 < row["losses"][split]["nats_per_token"] < math.log(257) + 0.1
-    if regime != NO_STORE:
-        assert row["bytes"]["search"] > 0
+    assert (row["bytes"]["search"] > 0) == stored
     names = {other["arm"] for other in derived}
     assert (f"{arm}, memory off" in names) == (arm != "dense")
     assert (f"{arm} + counts" in names) == (arm in ("dense", "knn"))
