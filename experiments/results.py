@@ -80,6 +80,23 @@ class Results:
         """Keys of the runs whose own row is here (rows derived from a run come before it)."""
         return {row["run"] for row in self.rows if row.get("parent") is None and "run" in row}
 
+    def check_revision(self, revision: str, remedy: str) -> None:
+        """Refuse rows that other code made.
+
+        Args:
+            revision: Digest of the code that is to go on.
+            remedy: What to do about it, for the message.
+
+        Raises:
+            ResultsError: If there are such rows.
+        """
+        others = sorted({str(row.get("code")) for row in self.rows} - {revision})
+        if others:
+            raise ResultsError(
+                f"{self.folder / FILE} holds results of another revision of the code ({', '.join(others)}; this is "
+                f"{revision}): {remedy}"
+            )
+
     def append(self, rows: Sequence[Row]) -> None:
         """Add the rows of one run; they are on the disk when this returns.
 

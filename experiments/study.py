@@ -40,7 +40,6 @@ class Study:
         whole_corpus: Arms that may look up all of the training text; another question, so never in one row.
         controls: Arms that explain the others; those with a store run in each regime that is compared.
         control_seeds: How many of the seeds the controls run with.
-        control_budgets: The budgets controls run at; all by default.
         reach: Budgets only dense runs at, below and above the others, so that multipliers on both sides of 1
             can be read off the frontier; with the first seed, the spread being known from the other budgets.
         best_width: What tuning found, by budget; others take the one of the nearest budget.
@@ -64,7 +63,6 @@ class Study:
     whole_corpus: Sequence[str | Arm] = ()
     controls: Sequence[str | Arm] = ()
     control_seeds: int = 1
-    control_budgets: Sequence[float] = ()
     reach: Sequence[float] = ()
     best_width: Mapping[float, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -190,14 +188,13 @@ class Study:
         for budget in rising:
             for width in self.widths_at(budget):
                 yield from self._at(dense, [budget], first, width)
-        explained = sorted(set(self.control_budgets) & set(self.budgets) or self.budgets, reverse=True)
-        yield from self._at(controls, explained, first)
+        yield from self._at(controls, falling, first)
         # Long runs before short ones from here on, so that no worker is left with a long one at the end.
         for rank, seed in enumerate(others, start=1):
             yield from self._at(dense, falling, seed)
             yield from self._at([*same, *whole], falling, seed)
             if rank < self.control_seeds:
-                yield from self._at(controls, explained, seed)
+                yield from self._at(controls, falling, seed)
 
     def _at(
         self, arms: Sequence[tuple[Arm, str]], budgets: Sequence[float], seed: int, width: int | None = None

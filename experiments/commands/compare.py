@@ -155,9 +155,6 @@ def _check(results: Results, runs: list[Run], revision: str, allow_mixed: bool) 
         raise ResultsError(
             f"{path} holds {len(other)} results of the same runs with other settings, such as {first.label()}: {remedy}"
         )
-    revisions = sorted({str(row.get("code")) for row in results.rows} - {revision})
-    if revisions and not allow_mixed:
-        raise ResultsError(
-            f"{path} holds results of another revision of the code ({', '.join(revisions)}; this is "
-            f"{revision}): {remedy}, or --allow-mixed if you know that the change touches no number"
-        )
+    if not allow_mixed:
+        touches = f"{remedy}, or --allow-mixed if you know that the change touches no number"
+        results.check_revision(revision, touches)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.commands.choice import add_choice, chosen_study
-from experiments.errors import ResultsError, RunError
+from experiments.errors import RunError
 
 if TYPE_CHECKING:
     from experiments.results import Results
@@ -59,12 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     workspace = StudyWorkspace(study.data, out.resolve(), cache, arms=study.arm_table, study=name)
     corpus = load_corpus(study.data)
     with Results(out, corpus.fingerprint, "tuning", fresh=arguments.fresh) as results:
-        others = sorted({str(row.get("code")) for row in results.rows} - {workspace.revision})
-        if others:
-            raise ResultsError(
-                f"{out} holds trials of another revision of the code ({', '.join(others)}; this is "
-                f"{workspace.revision}): give another --out, or --fresh to set them aside and begin anew"
-            )
+        results.check_revision(
+            workspace.revision, "give another --out, or --fresh to set them aside and begin anew"
+        )
         found = _search(study, results, workspace, out, arguments)
     for entry in found:
         edge = f"; at the edge of what was tried: {', '.join(entry['at_edge'])}" if entry["at_edge"] else ""

@@ -233,16 +233,22 @@ def _here(
             yield Failed(1, run, str(error))
 
 
+@pytest.fixture
+def _untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of invented numbers, in this process, of one revision."""
+    monkeypatch.setattr(experiments.run, "execute", fake_cli.execute)
+    monkeypatch.setattr(experiments.compare, "schedule", _here)
+    monkeypatch.setattr(experiments.workspace.Workspace, "revision", "0123abc", raising=True)
+
+
 def _compare(text: Path, out: Path, *more: str) -> list[str]:
     return ["compare", "--data", str(text), "--vocab-size", "300", "--out", str(out), *SMALL, *more]
 
 
+@pytest.mark.usefixtures("_untrained")
 def test_a_comparison_from_beginning_to_report(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiments.run, "execute", fake_cli.execute)
-    monkeypatch.setattr(experiments.compare, "schedule", _here)
-    monkeypatch.setattr(experiments.workspace.Workspace, "revision", "0123abc", raising=True)
     out = tmp_path / "out"
     # Some runs fail: the others are reported, and the exit code says so.
     monkeypatch.setenv("FAKE_FAILS", "ngram")
@@ -286,12 +292,10 @@ def test_a_comparison_from_beginning_to_report(
     assert "other settings" in _refused(_compare(text, out), capsys)
 
 
+@pytest.mark.usefixtures("_untrained")
 def test_a_tuning_stops_where_a_trial_is_missing_and_goes_on(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiments.run, "execute", fake_cli.execute)
-    monkeypatch.setattr(experiments.compare, "schedule", _here)
-    monkeypatch.setattr(experiments.workspace.Workspace, "revision", "0123abc", raising=True)
     out = tmp_path / "out"
     size = ["--budgets", "1.5e11", "--widths", "32", "48", "--arms", "ngram", "--workers", "1"]
     tune = ["tune", "--data", str(text), "--vocab-size", "300", "--out", str(out), *size, "--rounds", "1"]
