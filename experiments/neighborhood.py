@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from jaxtyping import Int
 from torch import Tensor
 
@@ -98,10 +99,16 @@ class Neighborhood:
 
     def prepare(self, n_rows: int, progress: Callable[[float], None] = lambda share: None) -> None:
         """Have the first ``n_rows`` rows ready."""
-        pieces = -(-n_rows // PIECE)
-        for piece in range(pieces):
-            self._table(piece)
-            progress((piece + 1) / pieces)
+        missing = deque(range(pieces := -(-n_rows // PIECE)))
+        # Pieces that another process is at work on come last: two that want the same ones share the work.
+        for _ in range(pieces):
+            piece = missing.popleft()
+            if not self._made(piece, wait=False):
+                missing.append(piece)
+            progress(1 - len(missing) / pieces)
+        for piece in missing:
+            self._made(piece)
+        progress(1.0)
 
     def rows(self, index: Int[Tensor, " n"]) -> Neighbors:
         """Neighbours of these rows, ``[n, time, k]``."""
@@ -136,16 +143,27 @@ class Neighborhood:
 
     def _table(self, piece: int) -> NeighborTable:
         if piece not in self._tables:
-            path = self.folder / f"piece-{piece:05d}"
-            if not path.exists():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with FileLock(str(path) + ".lock"):
+            self._made(piece)
+            self._tables[piece] = NeighborTable.open(self._path(piece))
+        return self._tables[piece]
+
+    def _path(self, piece: int) -> Path:
+        return self.folder / f"piece-{piece:05d}"
+
+    def _made(self, piece: int, wait: bool = True) -> bool:
+        """Whether a piece is there, after making it unless another process is doing that; or after its end."""
+        path = self._path(piece)
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(f"{path}.lock", blocking=wait):
                     if not path.exists():
                         # Built first: building is not searching, and is billed by itself.
                         self._keep_bill()
                         NeighborTable.build(path, self.source, self._queries(piece), self.k)
-            self._tables[piece] = NeighborTable.open(path)
-        return self._tables[piece]
+            except Timeout:
+                return False
+        return True
 
     def _keep_bill(self) -> None:
         source = self.source.built if isinstance(self.source, LazySource) else self.source

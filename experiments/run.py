@@ -21,7 +21,7 @@ from experiments.errors import RunError
 from experiments.evaluation import Evaluation, Scored, evaluate, read_bill, without_memory
 from experiments.frontier import budget_key
 from experiments.ledger import Ledger
-from experiments.neighborhood import Neighborhood
+from experiments.neighborhood import PIECE, Neighborhood
 from experiments.revision import commit
 from experiments.training import conclude, count_step, logged, train, tune_allocator
 from experiments.workspace import Workspace
@@ -49,9 +49,9 @@ DEFAULTS: dict[str, Any] = {
     # How many trials found these settings; told in the report, without effect.
     "trials": 0,
 }
-# What an arm with a store keeps back for building and searching it; what is left over stays unspent.
-STORE_SHARE = {SAME_TOKENS: 0.09, WHOLE_CORPUS: 0.12}
-# Numbers of windows are rounded down to a grid of eight per octave, so that arms of similar cost share one store.
+# What building and searching a store takes of a budget, about: where looking for the right number of windows begins.
+STORE_SHARE = 0.08
+# Stores of the same tokens come in eight sizes per octave, so that arms of similar cost share one.
 GRID = 8
 
 
@@ -165,24 +165,34 @@ class _Execution:
 
     def _provide(self, window_flops: int) -> tuple[Source | None, Neighborhood | None, int]:
         """As many windows as the budget pays for, and their neighbours; a store may hold no others."""
-        batch, budget = self.settings["batch"], self.run.budget
-        build, search = 0.0, 0.0
-        if self.arm.source is not None:
-            build = budget * STORE_SHARE[self.run.regime]
+        budget = self.run.budget
+        if self.arm.source is None:
+            return None, None, self._affordable(budget / window_flops)
+        n_windows = self._promising(window_flops)
         while True:
+            source, neighbors = self._neighborhood(n_windows)
+            neighbors.prepare(n_windows, lambda share: self.progress("neighbours", share))
+            # Neighbours of the sample may have been cheaper to find than the rest: the bill stays within the budget.
+            build, search = _store_flops(neighbors, n_windows)
+            if build + n_windows * (window_flops + search) <= budget:
+                return source, neighbors, n_windows
             n_windows = self._affordable((budget - build) / (window_flops + search))
-            source = self._source(n_windows)
-            neighbors = self._neighborhood(source, n_windows)
-            if neighbors is None:
-                return source, neighbors, n_windows
-            # What building and searching took is known only now; where it was more than was kept back, a smaller
-            # store is made, so that the bill stays within the budget.
-            build, search = (
-                sum(neighbors.store_bill()["flops"].values()),
-                neighbors.work(n_windows)[0] / n_windows,
-            )
-            if build + n_windows * (window_flops + search) <= budget or n_windows == batch:
-                return source, neighbors, n_windows
+
+    def _promising(self, window_flops: int) -> int:
+        """How many windows the budget pays for, going by the search for the first of them."""
+        n_windows = self._affordable(self.run.budget * (1 - STORE_SHARE) / window_flops)
+        tried = set()
+        while True:
+            tried.add(n_windows)
+            _, neighbors = self._neighborhood(n_windows)
+            sample = min(n_windows, PIECE)
+            neighbors.prepare(sample)
+            build, search = _store_flops(neighbors, sample)
+            fitting = self._affordable((self.run.budget - build) / (window_flops + search))
+            # A store of other size takes other work, so what fits by this one may not fit by itself.
+            if fitting == n_windows or fitting in tried:
+                return min(fitting, n_windows)
+            n_windows = fitting
 
     def _affordable(self, windows: float) -> int:
         batch = self.settings["batch"]
@@ -191,7 +201,7 @@ class _Execution:
                 f"a budget of {self.run.budget:.3g} FLOPs is less than one step of {self.run.label()} and what "
                 "comes before it: raise the budget, or lower the width or the batch"
             )
-        if self.arm.source is not None:
+        if self.arm.source is not None and self.run.regime == SAME_TOKENS:
             windows = max(batch, _on_grid(int(windows), GRID))
         n_windows = int(windows) // batch * batch
         if n_windows > len(self.windows):
@@ -206,14 +216,13 @@ class _Execution:
             return None
         return self.workspace.source(self.arm, self.run.regime, self.windows, self.run.seed, n_windows)
 
-    def _neighborhood(self, source: Source | None, n_windows: int) -> Neighborhood | None:
-        if source is None:
-            return None
-        found = self.workspace.neighborhood(
-            source, self.windows, self.order, f"train seed {self.run.seed}", self.settings["k"], exclude=True
+    def _neighborhood(self, n_windows: int) -> tuple[Source, Neighborhood]:
+        source = self._source(n_windows)
+        assert source is not None
+        label = f"train seed {self.run.seed}"
+        return source, self.workspace.neighborhood(
+            source, self.windows, self.order, label, self.settings["k"], exclude=True
         )
-        found.prepare(n_windows, lambda share: self.progress("neighbours", share))
-        return found
 
     def _network(self, source: Source | None) -> Transformer:
         layers = self.settings["layers"]
@@ -373,6 +382,11 @@ class _Execution:
             "corpus": self.corpus.fingerprint,
             "started": self.started,
         }
+
+
+def _store_flops(neighbors: Neighborhood, n_rows: int) -> tuple[int, float]:
+    """What building the store took, and the search for one of the first ``n_rows`` windows."""
+    return sum(neighbors.store_bill()["flops"].values()), neighbors.work(n_rows)[0] / n_rows
 
 
 def _on_grid(count: int, per_octave: int) -> int:

@@ -143,16 +143,74 @@ def orthogonalize(x: Tensor, steps: int = 3) -> Tensor:
     return x.float()
 
 
+class RowAdam(SparseAdam):
+    r"""Adam on the rows of a table that have a gradient; the others rest, and so do their moments.
+
+    .. math::
+        m_i \leftarrow \beta_1 m_i + (1 - \beta_1) g_i, \qquad
+        v_i \leftarrow \beta_2 v_i + (1 - \beta_2) g_i^2, \qquad
+        w_i \leftarrow w_i - \eta \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \, \frac{m_i}{\sqrt{v_i} + \epsilon}
+
+    for the rows :math:`i` of this step. Equal to :class:`torch.optim.SparseAdam`, whose sums of sparse and dense
+    matrices take four times as long on CPUs.
+
+    Args:
+        params: Tables with row-sparse gradients.
+        lr: Step size.
+        betas: :math:`\beta_1` and :math:`\beta_2`.
+        eps: :math:`\epsilon`.
+
+    Raises:
+        ValueError: If a gradient is dense.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is None:
+                    continue
+                if not table.grad.is_sparse or table.grad.sparse_dim() != 1:
+                    raise ValueError(
+                        "a table with a dense gradient: make it nn.Embedding(..., sparse=True), or take AdamW for it"
+                    )
+                self._update(table, table.grad.coalesce(), group)
+        return loss
+
+    def _update(self, table: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        if not state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(table), "exp_avg_sq": torch.zeros_like(table)}
+        state["step"] += 1
+        rows, values = grad.indices()[0], grad.values()
+        if group["maximize"]:
+            values = -values
+        beta1, beta2 = group["betas"]
+        mean = state["exp_avg"].index_select(0, rows).lerp_(values, 1 - beta1)
+        square = (
+            state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
+        )
+        state["exp_avg"].index_copy_(0, rows, mean)
+        state["exp_avg_sq"].index_copy_(0, rows, square)
+        rate = group["lr"] * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
+        moved = table.index_select(0, rows).addcdiv_(mean, square.sqrt_().add_(group["eps"]), value=-rate)
+        table.index_copy_(0, rows, moved)
+
+
 class RoleOptimizer(Optimizer):
     r"""One optimiser made of one per role, so that Lightning and schedulers see a single one.
 
-    Matrices go to :class:`Muon`, row-sparse tables to :class:`torch.optim.SparseAdam` (a step costs the rows it
-    touches), everything else to :class:`torch.optim.AdamW`.
+    Matrices go to :class:`Muon`, row-sparse tables to :class:`RowAdam` (a step costs the rows it touches),
+    everything else to :class:`torch.optim.AdamW`.
 
     Args:
         model: Its trainable parameters are sorted by :func:`parameter_roles`.
         rates: Step size per role; roles the model lacks are ignored.
-        betas: Moment decays of AdamW and SparseAdam.
+        betas: Moment decays of AdamW and :class:`RowAdam`.
         weight_decay: Decoupled decay of matrices.
 
     Raises:
@@ -181,7 +239,7 @@ class RoleOptimizer(Optimizer):
         if dense:
             self.parts.append(AdamW(dense, betas=betas, eps=1e-10, weight_decay=0.0, fused=True))
         if "table" in roles:
-            self.parts.append(SparseAdam(roles["table"], lr=rates["table"], betas=betas, eps=1e-10))
+            self.parts.append(RowAdam(roles["table"], lr=rates["table"], betas=betas, eps=1e-10))
         groups = [group for part in self.parts for group in part.param_groups]
         super().__init__(groups, {})
         # The base class copies the groups; sharing the parts' own lets schedulers reach them.

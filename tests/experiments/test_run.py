@@ -51,9 +51,9 @@ def run_of(arm: str, regime: str, budget: float = BUDGET, **settings: object) ->
 )
 def test_every_arm_gives_a_whole_row(arm: str, regime: str, workspace: Workspace) -> None:
     row, *derived = execute(run_of(arm, regime, counts=arm in ("dense", "knn")), workspace)
-    # Without a store nothing is kept back for one: all that is left over is less than a step.
-    stored = arm not in ("dense", "ngram", "unigram table")
-    assert (0.5 * BUDGET if stored else BUDGET * (1 - 1 / row["steps"])) < row["train_flops"] <= BUDGET
+    # What is left over is less than two steps, but for stores of the same tokens, which come in few sizes.
+    stored = regime == SAME_TOKENS and arm not in ("ngram", "unigram table")
+    assert (0.5 * BUDGET if stored else BUDGET * (1 - 2 / row["steps"])) < row["train_flops"] <= BUDGET
     assert row["train_flops"] == sum(row["flops"].values())
     assert row["matmul_flops"] < row["train_flops"]
     assert row["tokens"] == row["steps"] * SETTINGS["batch"] * SETTINGS["time"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from experiments.arms import WHOLE_CORPUS, Arm
 from experiments.data import TextCorpus, Windows
@@ -79,3 +80,22 @@ def test_a_longer_list_shares_the_tables_of_its_beginning(workspace: Workspace) 
     documents = windows.batch(order[[PIECE - 1, PIECE]])["documents"]
     labels = torch.from_numpy(source.passages.labels.astype(np.int64))
     assert not (labels[across.ids] == documents[..., None])[across.mask].any()
+
+
+def test_a_piece_that_another_process_makes_is_left_for_last(workspace: Workspace) -> None:
+    windows = Windows(workspace.corpus.train, 8)
+    source = workspace.source(arm(max_order=5), WHOLE_CORPUS, windows, 0, 8)
+    order = np.arange(PIECE + 20)
+    table = workspace.neighborhood(source, windows, order, "train", 2, exclude=True)
+    table.folder.mkdir(parents=True)
+    first, second = (table.folder / f"piece-0000{number}" for number in range(2))
+    with FileLock(f"{first}.lock") as busy:
+        seen = []
+
+        def progress(share: float) -> None:
+            seen.append((share, first.exists(), second.exists()))
+            if second.exists():
+                busy.release()
+
+        table.prepare(len(order), progress)
+    assert seen == [(0.0, False, False), (0.5, False, True), (1.0, True, True)]

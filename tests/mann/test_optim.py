@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from mann import NGramMemory, PointerReadout, Transformer, optim
-from mann.optim import ROLES, Muon, RoleOptimizer, linear_schedule, orthogonalize, parameter_roles
+from mann.optim import (
+    ROLES,
+    Muon,
+    RoleOptimizer,
+    RowAdam,
+    linear_schedule,
+    orthogonalize,
+    parameter_roles,
+)
 from tests.contracts import SOURCE, VOCAB, batch
 from tests.mann.inputs import randn
 
@@ -126,6 +134,36 @@ def arm(seed: int = 0) -> Transformer:
         memory={1: lambda width: NGramMemory(width, n_rows=64)},
         readout=lambda width, vocab: PointerReadout(width, vocab, SOURCE, k=4),
     )
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_row_adam_equals_torchs_sparse_adam(maximize):
+    tables = [nn.Embedding(9, 4, sparse=True) for _ in range(2)]
+    tables[1].load_state_dict(tables[0].state_dict())
+    kinds = RowAdam, torch.optim.SparseAdam
+    optimizers = [
+        kind(table.parameters(), lr=0.1, betas=(0.8, 0.95), eps=1e-10, maximize=maximize)
+        for kind, table in zip(kinds, tables, strict=True)
+    ]
+    # Rows read twice in a step, rows that rest for a while, and no row at all.
+    for number, rows in enumerate(([1, 1, 3], [3, 8], [], [1, 2, 8, 8])):
+        for table, optimizer in zip(tables, optimizers, strict=True):
+            optimizer.zero_grad()
+            weights = randn(len(rows), 4, seed=number, dtype=torch.float32).detach()
+            (table(torch.tensor(rows, dtype=torch.int64)) * weights).sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(tables[0].weight, tables[1].weight)
+    ours, theirs = (optimizer.state_dict() for optimizer in optimizers)
+    assert ours["state"][0].keys() == theirs["state"][0].keys()
+    for name, value in theirs["state"][0].items():
+        torch.testing.assert_close(ours["state"][0][name], value)
+
+
+def test_row_adam_refuses_a_dense_gradient():
+    table = nn.Embedding(3, 2)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="sparse=True"):
+        RowAdam(table.parameters()).step()
 
 
 def test_roles_are_told_from_what_a_parameter_is():
