@@ -74,9 +74,10 @@ def tune(
 def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> list[Run]:
     """The trials of one round of the search at a budget, at every place that is tuned.
 
-    Round 0 tries what was found at the nearest size with a smaller budget, or else the study's own settings; each
-    later one makes a step down and a step up from the best trial so far, along the next of :data:`COORDINATES`. So
-    every place has ``1 + 2 * number`` trials by then.
+    Round 0 tries what was found at the nearest size with a smaller budget, in this search or, if it has none, in the
+    one the study rests on; or else the study's own settings. Each later one makes a step down and a step up from the
+    best trial so far, along the next of :data:`COORDINATES`. So every place has
+    ``1 + 2 * number`` trials by then.
 
     Args:
         study: What is tuned.
@@ -85,7 +86,10 @@ def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> 
         number: Which round.
     """
     losses = {(_place(row), _text(row["settings"])): _loss(row) for row in rows}
-    study = replace(study, tuned=by_place(best([row for row in rows if row["budget"] < budget])))
+    smaller = by_place(best([row for row in rows if row["budget"] < budget]))
+    # A search that leaves smaller budgets out goes on from what is known about them.
+    known = {place: found for place, found in study.tuned.items() if place[-1] < budget}
+    study = replace(study, tuned=smaller or known)
     runs = []
     for arm, regime, width in study.tuning_places(budget):
         settings = study.settings_of(arm, regime, width, budget)

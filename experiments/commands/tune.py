@@ -26,8 +26,9 @@ EXAMPLES = """\
 
 Dense is tuned at every width of its frontier, arms at the width that is best for the budget. Each round steps down
 and up from the best trial so far, along batch, depth and three kinds of step size in turn; a larger budget begins with
-what a smaller one found. Trials that have finished are never repeated. A study uses what was found by
-`tuned=tuned(Path(".../tuned.json"))`, with `from experiments.tuning import tuned`."""
+what a smaller one found, in this search or in the one the study rests on. Trials that have finished are never
+repeated. A study uses what was found by `tuned=tuned(Path(".../tuned.json"))`, with
+`from experiments.tuning import tuned`."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -125,6 +125,14 @@ def test_a_larger_budget_begins_with_what_a_smaller_one_found() -> None:
     assert starts["ngram"]["rates"] == RATES
 
 
+def test_a_search_at_a_large_budget_alone_goes_on_from_what_the_study_knows() -> None:
+    known = {("dense", "none", 64, budget): {"layers": layers} for budget, layers in ((1e12, 5), (3e12, 7))}
+    study = Study(**STUDY, tuned=known)
+    first = {budget: round_of(study, budget, [], 0)[0] for budget in (1e12, 3e12)}
+    assert first[1e12].settings["layers"] == DEFAULTS["layers"]
+    assert first[3e12].settings["layers"] == 5
+
+
 def test_the_search_walks_downhill(tmp_path: Path) -> None:
     found, titles = _search(tmp_path, Study(**SMALL), _miss, 3)
     assert titles[:2] == ["1e12, round 0 of 3, where to begin", "1e12, round 1 of 3, batch"]
