@@ -1,4 +1,4 @@
-"""The figure: loss against training FLOPs, and multipliers with intervals on every axis."""
+"""The figure: loss against training FLOPs, and multipliers with intervals on every axis of cost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.report.forest import draw_multipliers
+from experiments.report.growth import draw_growth
 from experiments.report.marks import DARK, LIGHT, Mark, Palette, marks
 
 Summary = Mapping[str, Any]
@@ -21,6 +22,8 @@ Summary = Mapping[str, Any]
 # range of the others it is named in a corner instead.
 HEADROOM = 0.25
 WIDTH = 10.0
+# With more, multipliers are drawn over the budget; up to here one below the other.
+MANY_BUDGETS = 2
 
 
 def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
@@ -31,14 +34,25 @@ def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
         palette: colours of ink and paper.
     """
     chosen = marks(summary, palette)
+    groups = len({mark.group for mark in chosen})
+    growing = len({budget for mark in chosen for budget in summary["arms"][mark.name]}) > MANY_BUDGETS
     # Everything is placed in inches, so that many arms make the figure taller and nothing smaller.
-    below = 0.27 * (len(chosen) + len({mark.group for mark in chosen})) + 1.35 if chosen else 0.0
+    below = (2.3 * groups + 0.75 if growing else 0.27 * (len(chosen) + groups) + 1.35) if chosen else 0.0
     height = 4.6 + below
     figure = Figure(figsize=(WIDTH, height), facecolor=palette.paper)
     FigureCanvasAgg(figure)
     top = figure.add_axes((0.075, (below + 0.6) / height, 0.62, 3.8 / height))
     _losses(top, summary, chosen, palette)
-    if chosen:
+    if growing:
+        rows = [
+            [
+                figure.add_axes((0.075 + 0.235 * place, (0.35 + 2.3 * row) / height, 0.19, 1.75 / height))
+                for place in range(4)
+            ]
+            for row in reversed(range(groups))
+        ]
+        draw_growth(rows, summary, chosen, palette)
+    elif chosen:
         panels = [
             figure.add_axes((0.215 + 0.199 * place, 0.55 / height, 0.175, (below - 1.15) / height))
             for place in range(4)

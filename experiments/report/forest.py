@@ -24,7 +24,7 @@ def draw_multipliers(
         chosen: the arms, from top to bottom.
         palette: colours of ink and paper.
     """
-    places, limits = _places(chosen), _range(summary, chosen)
+    places, limits = _places(chosen), multiplier_range(summary, chosen)
     budgets = sorted({budget for mark in chosen for budget in summary["arms"][mark.name]}, key=float)
     for panel, (axis, words) in zip(panels, AXIS_NAMES.items(), strict=True):
         for mark in chosen:
@@ -95,7 +95,7 @@ def _blend(color: str, paper: str) -> tuple[float, ...]:
     return tuple(0.42 * ink + 0.58 * back for ink, back in zip(to_rgb(color), to_rgb(paper), strict=True))
 
 
-def _range(summary: Mapping[str, Any], chosen: Sequence[Mark]) -> tuple[float, float]:
+def multiplier_range(summary: Mapping[str, Any], chosen: Sequence[Mark]) -> tuple[float, float]:
     """One scale for all panels, so that a distance means the same in each."""
     cells = [
         entry[axis] for mark in chosen for entry in summary["arms"][mark.name].values() for axis in AXIS_NAMES
@@ -106,15 +106,20 @@ def _range(summary: Mapping[str, Any], chosen: Sequence[Mark]) -> tuple[float, f
     return low / room, high * room
 
 
+def powers_of_two(limits: tuple[float, float]) -> list[float]:
+    """Ticks of a scale of multipliers: every power of two, or of four where those are many."""
+    ticks = [2.0**power for power in range(-12, 13) if limits[0] <= 2.0**power <= limits[1]]
+    if len(ticks) > 5:
+        ticks = [4.0**power for power in range(-6, 7) if limits[0] <= 4.0**power <= limits[1]]
+    return ticks
+
+
 def _frame(panel: Axes, words: str, limits: tuple[float, float], palette: Palette) -> None:
     panel.set_xscale("log")
     panel.set_facecolor(palette.paper)
     panel.axvline(1.0, color=palette.ink, linewidth=0.9, zorder=1)
     panel.set_xlim(*limits)
-    ticks = [2.0**power for power in range(-12, 13) if limits[0] <= 2.0**power <= limits[1]]
-    if len(ticks) > 5:
-        ticks = [4.0**power for power in range(-6, 7) if limits[0] <= 4.0**power <= limits[1]]
-    panel.xaxis.set_major_locator(FixedLocator(ticks))
+    panel.xaxis.set_major_locator(FixedLocator(powers_of_two(limits)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.spines[["top", "right", "left"]].set_visible(False)

@@ -261,6 +261,28 @@ def test_figure_has_four_panels_and_names_every_arm():
     assert to_bytes(draw(summary, DARK), "svg").startswith(b"<?xml")
 
 
+def test_many_budgets_are_drawn_over_the_budget():
+    budgets = (1e12, 3e12, 1e13)
+    summary = summarize(rows(seeds=2, budgets=budgets))
+    chosen = marks(summary, LIGHT)
+    groups = list(dict.fromkeys(mark.group for mark in chosen))
+    _, *panels = draw(summary).axes
+    assert len(panels) == 4 * len(groups)
+    assert [panel.get_ylabel() for panel in panels[::4]] == groups
+    assert len({panel.get_ylim() for panel in panels}) == 1
+    drawn = [
+        line for line in panels[0].lines if len(set(line.get_xdata())) > 1 and line.get_marker() == "None"
+    ]
+    known = [
+        sum(entry["train_flops"]["bound"] is None for entry in summary["arms"][mark.name].values())
+        for mark in chosen
+        if mark.group == groups[0]
+    ]
+    assert min(known) < len(budgets)
+    # Each arm's multipliers are joined, its bounds are not; one more line stands at 1.
+    assert len(drawn) == 1 + sum(max(0, count - 1) for count in known)
+
+
 def test_marks_tell_arms_regimes_and_controls_apart():
     found = {mark.name: mark for mark in marks(summarize(rows(seeds=1)), LIGHT)}
     assert found["knn"].color == found["knn (whole corpus)"].color

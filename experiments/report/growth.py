@@ -1,0 +1,97 @@
+"""Multipliers over the budget: does what a memory is worth survive more compute?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from experiments.frontier.wording import AXIS_NAMES
+from experiments.report.forest import multiplier_range, powers_of_two
+from experiments.report.marks import Mark, Palette
+
+
+def draw_growth(
+    rows: Sequence[Sequence[Axes]], summary: Mapping[str, Any], chosen: Sequence[Mark], palette: Palette
+) -> None:
+    """Fill a row of panels for each group of arms, one panel an axis.
+
+    Args:
+        rows: as many as there are groups, from top to bottom.
+        summary: of a study.
+        chosen: the arms; those of a group stand together.
+        palette: colours of ink and paper.
+    """
+    limits = multiplier_range(summary, chosen)
+    budgets = sorted({float(budget) for mark in chosen for budget in summary["arms"][mark.name]})
+    for panels, group in zip(rows, dict.fromkeys(mark.group for mark in chosen), strict=True):
+        members = [mark for mark in chosen if mark.group == group]
+        for panel, (axis, words) in zip(panels, AXIS_NAMES.items(), strict=True):
+            for place, mark in enumerate(members):
+                # Side by side, within a tenth of a decade, as in the figure above.
+                aside = 10 ** (0.10 * ((place + 0.5) / len(members) - 0.5))
+                _draw(panel, summary["arms"][mark.name], axis, mark, aside, palette)
+            _frame(panel, budgets, limits, palette)
+            if panels is rows[0]:
+                panel.set_title(words, size=9, color=palette.ink)
+        panels[0].set_ylabel(group, size=9, style="italic", color=palette.soft)
+    rows[0][0].text(
+        0.0,
+        1.22,
+        "dense needs this many times what the arm used (above 1: the arm is cheaper); "
+        "arrows: dense was not measured further",
+        transform=rows[0][0].transAxes,
+        size=9.5,
+        color=palette.ink,
+    )
+
+
+def _draw(
+    panel: Axes, entries: Mapping[str, Any], axis: str, mark: Mark, aside: float, palette: Palette
+) -> None:
+    points = sorted((float(budget), entry[axis]) for budget, entry in entries.items())
+    points = [(budget * aside, cell) for budget, cell in points if cell["multiplier"]]
+    for (x, cell), (next_x, following) in pairwise(points):
+        # No line to a bound: it would fall towards the budget where dense ends, whatever the arm does.
+        if cell["bound"] is None and following["bound"] is None:
+            ends = [cell["multiplier"], following["multiplier"]]
+            panel.plot([x, next_x], ends, color=mark.color, linewidth=1.0, zorder=2)
+    for x, cell in points:
+        value = cell["multiplier"]
+        ends = [end for end in (cell["low"], cell["high"]) if end is not None]
+        panel.plot([x, x], [min(value, *ends, value), max(value, *ends, value)], color=mark.color, zorder=2)
+        if cell["bound"] is not None:
+            panel.annotate(
+                "",
+                xy=(x, value),
+                xytext=(0, 15 if cell["bound"] == "at least" else -15),
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "<-", "color": mark.color, "shrinkA": 0, "shrinkB": 2},
+                annotation_clip=False,
+                zorder=2,
+            )
+        face = palette.paper if mark.hollow else mark.color
+        panel.plot(x, value, mark.shape, color=mark.color, markerfacecolor=face, markersize=4.8, zorder=3)
+
+
+def _frame(panel: Axes, budgets: Sequence[float], limits: tuple[float, float], palette: Palette) -> None:
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_facecolor(palette.paper)
+    panel.axhline(1.0, color=palette.ink, linewidth=0.9, zorder=1)
+    panel.set_xlim(budgets[0] / 1.6, budgets[-1] * 1.6)
+    panel.set_ylim(*limits)
+    panel.xaxis.set_major_locator(FixedLocator(budgets))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
+    panel.yaxis.set_major_locator(FixedLocator(powers_of_two(limits)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    for scale in (panel.xaxis, panel.yaxis):
+        scale.set_minor_locator(NullLocator())
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(palette.soft)
+    panel.tick_params(colors=palette.soft, labelcolor=palette.ink, labelsize=8)
+    panel.grid(axis="y", color=palette.faint, linewidth=0.5, alpha=0.6)
+    panel.set_axisbelow(True)
