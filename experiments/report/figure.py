@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from experiments.report.forest import draw_multipliers
 from experiments.report.growth import draw_growth
 from experiments.report.marks import DARK, LIGHT, Mark, Palette, marks
+from experiments.report.table import MANY_BUDGETS, compared_budgets
 
 Summary = Mapping[str, Any]
 
@@ -22,8 +23,6 @@ Summary = Mapping[str, Any]
 # range of the others it is named in a corner instead.
 HEADROOM = 0.25
 WIDTH = 10.0
-# With more, multipliers are drawn over the budget; up to here one below the other.
-MANY_BUDGETS = 2
 
 
 def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
@@ -35,7 +34,7 @@ def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
     """
     chosen = marks(summary, palette)
     groups = len({mark.group for mark in chosen})
-    growing = len({budget for mark in chosen for budget in summary["arms"][mark.name]}) > MANY_BUDGETS
+    growing = len(compared_budgets(summary)) > MANY_BUDGETS
     # Everything is placed in inches, so that many arms make the figure taller and nothing smaller.
     below = (2.3 * groups + 0.75 if growing else 0.27 * (len(chosen) + groups) + 1.35) if chosen else 0.0
     height = 4.6 + below

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from rich import box
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.frontier import answer
+from experiments.frontier import DENSE, answer
 from experiments.frontier.decisions import Decision, decision_on
 from experiments.frontier.wording import AXIS_NAMES, interval_text, multiplier_text
 
@@ -22,6 +22,10 @@ REGIMES = {
 COLORS: dict[Decision, str] = {"better": "green", "worse": "red"}
 
 
+# With more budgets than this, how a number moves with the budget comes first.
+MANY_BUDGETS = 2
+
+
 def print_table(summary: Mapping[str, Any], file: IO[str] | None = None) -> None:
     """Print the summary.
 
@@ -29,10 +33,9 @@ def print_table(summary: Mapping[str, Any], file: IO[str] | None = None) -> None
         summary: as :func:`experiments.frontier.summarize` builds it.
         file: where to; standard output by default.
     """
-    console = Console(file=file, highlight=False)
-    plain = not console.is_terminal
-    if plain:  # a file has no width, and folded cells would break a pasted table
-        console = Console(file=file, highlight=False, width=240, color_system=None)
+    console, plain = _console(file)
+    if len(compared_budgets(summary)) > MANY_BUDGETS:
+        print_by_budget(summary, file)
     for regime, title in REGIMES.items():
         rows = [
             (name, budget, entry)
@@ -49,6 +52,67 @@ def print_table(summary: Mapping[str, Any], file: IO[str] | None = None) -> None
     for gap in summary["missing"]:
         console.print(f"Not there: {escape(gap)}", soft_wrap=True)
     console.print(f"[bold]{escape(answer(summary))}[/bold]", soft_wrap=True)
+
+
+def print_by_budget(summary: Mapping[str, Any], file: IO[str] | None = None) -> None:
+    """Print how loss, multiplier and gain over counts move with the budget: an arm a line, a budget a column.
+
+    Args:
+        summary: as :func:`experiments.frontier.summarize` builds it.
+        file: where to; standard output by default.
+    """
+    console, plain = _console(file)
+    for title, cell in _BY_BUDGET.items():
+        budgets = compared_budgets(summary)
+        table = Table(box=box.MARKDOWN if plain else box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("arm", overflow="fold")
+        for budget in budgets:
+            table.add_column(budget, justify="right")
+        for regime in REGIMES:
+            for name, entries in summary["arms"].items():
+                found = {budget: entry for budget, entry in entries.items() if entry["regime"] == regime}
+                texts = [cell(found[budget]) if budget in found else "" for budget in budgets]
+                if any(texts):
+                    control = next(iter(found.values()))["control"]
+                    label = f"{name} *" if control else name
+                    table.add_row(escape(label), *(_fold(text, plain) for text in texts))
+        console.print(f"[bold]{title}[/bold]", soft_wrap=True)
+        console.print(table)
+        console.print("* control")
+        console.print()
+
+
+def compared_budgets(summary: Mapping[str, Any]) -> list[str]:
+    """The budgets at which something stands beside dense, ascending."""
+    found = {
+        budget
+        for entries in summary["arms"].values()
+        for budget, entry in entries.items()
+        if entry["arm"] != DENSE
+    }
+    return sorted(found, key=float)
+
+
+def _gain(entry: Mapping[str, Any]) -> str:
+    gain = entry["gain_over_counts"]
+    return "" if gain is None else interval_text(gain, sign="+")
+
+
+_BY_BUDGET: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "Bits per byte on test text, by training FLOPs": lambda entry: interval_text(entry["bits_per_byte"]),
+    "Compute multiplier: how many times the arm's training FLOPs tuned dense needs for its loss": (
+        lambda entry: "" if entry["arm"] == DENSE else multiplier_text(entry["train_flops"])
+    ),
+    'Gain over "dense + counts" of the same text, bits per byte': _gain,
+}
+
+
+def _console(file: IO[str] | None) -> tuple[Console, bool]:
+    console = Console(file=file, highlight=False)
+    if console.is_terminal:
+        return console, False
+    # A file has no width, and folded cells would break a pasted table.
+    return Console(file=file, highlight=False, width=240, color_system=None), True
 
 
 def _table(rows: list[tuple[str, str, Mapping[str, Any]]], plain: bool, reference: bool) -> Table:

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from experiments.frontier import ResultsError, summarize
+from experiments.frontier.wording import multiplier_text
 from experiments.report import print_table, write_report
 from experiments.report.figure import DARK, draw, to_bytes
 from experiments.report.marks import LIGHT, marks
@@ -304,6 +305,22 @@ def test_table_is_plain_where_there_is_no_terminal():
     assert re.search(r"2\.\d\dx \[2\.\d\d, 2\.\d\d\]", line)
     assert "dense + counts *" in text
     assert text.rstrip().endswith("as well.")
+
+
+def test_with_many_budgets_the_table_by_budget_comes_first():
+    summary = summarize(rows(seeds=2, budgets=(1e12, 3e12, 1e13)))
+    file = io.StringIO()
+    print_table(summary, file)
+    text = file.getvalue()
+    first = text[: text.index("Reference:")]
+    multipliers = first[first.index("Compute multiplier") : first.index("Gain over")].splitlines()
+    assert [cell.strip() for cell in multipliers[2].strip("|").split("|")] == ["arm", "1e12", "3e12", "1e13"]
+    (line,) = [line for line in multipliers if line.startswith("|ngram ")]
+    for budget, entry in summary["arms"]["ngram"].items():
+        assert multiplier_text(entry["train_flops"]) in line, budget
+    few = io.StringIO()
+    print_table(summarize(rows(seeds=2)), few)
+    assert "Compute multiplier" not in few.getvalue()
 
 
 def test_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch):
