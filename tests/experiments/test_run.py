@@ -1,6 +1,7 @@
 """Real runs, small: every arm trains, is evaluated, billed, and resumes."""
 
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,9 @@ def run_of(arm: str, regime: str, budget: float = BUDGET, **settings: object) ->
 def test_every_arm_gives_a_whole_row(arm: str, regime: str, workspace: Workspace) -> None:
     row, *derived = execute(run_of(arm, regime, counts=arm in ("dense", "knn")), workspace)
     # What is left over is less than two steps, but for stores of the same tokens, which come in few sizes.
-    stored = regime == SAME_TOKENS and arm not in ("ngram", "unigram table")
-    assert (0.5 * BUDGET if stored else BUDGET * (1 - 2 / row["steps"])) < row["train_flops"] <= BUDGET
+    stored = arm not in ("dense", "ngram", "unigram table")
+    rounded = stored and regime == SAME_TOKENS
+    assert (0.5 * BUDGET if rounded else BUDGET * (1 - 2 / row["steps"])) < row["train_flops"] <= BUDGET
     assert row["train_flops"] == sum(row["flops"].values())
     assert row["matmul_flops"] < row["train_flops"]
     assert row["tokens"] == row["steps"] * SETTINGS["batch"] * SETTINGS["time"]
@@ -150,15 +152,19 @@ def test_wandb_offline_needs_no_account_and_keeps_the_run(corpus: TextCorpus, tm
     workspace = Workspace(corpus, tmp_path / "out", tmp_path / "cache", wandb="offline")
     execute(run_of("dense", NO_STORE, budget=1.2e10), workspace)
     (record,) = (tmp_path / "out" / "wandb").rglob("run-*.wandb")
-    content = _content(record.read_bytes())
-    for name in (
+    names = (
         b"train/nats_per_token",
         b"train_flops",
         b"test/bits_per_byte",
         b"copying/second",
         b"readout",
-    ):
-        assert name in content
+    )
+    # A process of W&B's own writes the record, and on a busy machine it lags behind.
+    deadline = time.monotonic() + 30
+    while not all(name in _content(record.read_bytes()) for name in names) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    content = _content(record.read_bytes())
+    assert [name for name in names if name not in content] == []
 
 
 def test_a_run_that_fails_is_ended_in_wandb_too(corpus: TextCorpus, tmp_path: Path) -> None:
