@@ -87,9 +87,14 @@ def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> 
     """
     losses = {(_place(row), _text(row["settings"])): _loss(row) for row in rows}
     smaller = by_place(best([row for row in rows if row["budget"] < budget]))
-    # A search that leaves smaller budgets out goes on from what is known about them.
-    known = {place: found for place, found in study.tuned.items() if place[-1] < budget}
-    study = replace(study, tuned=smaller or known)
+    # An arm that this search leaves out at smaller budgets goes on from what is known about it.
+    searched = {place[:2] for place in smaller}
+    known = {
+        place: found
+        for place, found in study.tuned.items()
+        if place[-1] < budget and place[:2] not in searched
+    }
+    study = replace(study, tuned=known | smaller)
     runs = []
     for arm, regime, width in study.tuning_places(budget):
         settings = study.settings_of(arm, regime, width, budget)

@@ -34,7 +34,7 @@ def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
     """
     chosen = marks(summary, palette)
     groups = len({mark.group for mark in chosen})
-    growing = len(compared_budgets(summary)) > MANY_BUDGETS
+    growing = bool(chosen) and len(compared_budgets(summary)) > MANY_BUDGETS
     # Everything is placed in inches, so that many arms make the figure taller and nothing smaller.
     below = (2.3 * groups + 0.75 if growing else 0.27 * (len(chosen) + groups) + 1.35) if chosen else 0.0
     height = 4.6 + below

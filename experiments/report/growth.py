@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from experiments.frontier import budget_key
 from experiments.frontier.wording import AXIS_NAMES
 from experiments.report.forest import multiplier_range, powers_of_two
 from experiments.report.marks import Mark, Palette
@@ -31,7 +32,7 @@ def draw_growth(
         members = [mark for mark in chosen if mark.group == group]
         for panel, (axis, words) in zip(panels, AXIS_NAMES.items(), strict=True):
             for place, mark in enumerate(members):
-                # Side by side, within a tenth of a decade, as in the figure above.
+                # Side by side, within a tenth of a decade.
                 aside = 10 ** (0.10 * ((place + 0.5) / len(members) - 0.5))
                 _draw(panel, summary["arms"][mark.name], axis, mark, aside, palette)
             _frame(panel, budgets, limits, palette)
@@ -52,18 +53,20 @@ def draw_growth(
 def _draw(
     panel: Axes, entries: Mapping[str, Any], axis: str, mark: Mark, aside: float, palette: Palette
 ) -> None:
-    points = sorted((float(budget), entry[axis]) for budget, entry in entries.items())
-    points = [(budget * aside, cell) for budget, cell in points if cell["multiplier"]]
+    ascending = sorted(entries, key=float)
+    points = [(float(budget) * aside, entries[budget][axis]) for budget in ascending]
     for (x, cell), (next_x, following) in pairwise(points):
         # No line to a bound: it would fall towards the budget where dense ends, whatever the arm does.
-        if cell["bound"] is None and following["bound"] is None:
+        if _measured(cell) and _measured(following):
             ends = [cell["multiplier"], following["multiplier"]]
             panel.plot([x, next_x], ends, color=mark.color, linewidth=1.0, zorder=2)
     for x, cell in points:
         value = cell["multiplier"]
+        if not value:
+            continue
         ends = [end for end in (cell["low"], cell["high"]) if end is not None]
         panel.plot([x, x], [min(value, *ends, value), max(value, *ends, value)], color=mark.color, zorder=2)
-        if cell["bound"] is not None:
+        if not _measured(cell):
             panel.annotate(
                 "",
                 xy=(x, value),
@@ -77,6 +80,11 @@ def _draw(
         panel.plot(x, value, mark.shape, color=mark.color, markerfacecolor=face, markersize=4.8, zorder=3)
 
 
+def _measured(cell: Mapping[str, Any]) -> bool:
+    """Whether the multiplier itself is known, and not only a bound of it."""
+    return bool(cell["multiplier"]) and cell["beyond"] != "point"
+
+
 def _frame(panel: Axes, budgets: Sequence[float], limits: tuple[float, float], palette: Palette) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
@@ -85,7 +93,7 @@ def _frame(panel: Axes, budgets: Sequence[float], limits: tuple[float, float], p
     panel.set_xlim(budgets[0] / 1.6, budgets[-1] * 1.6)
     panel.set_ylim(*limits)
     panel.xaxis.set_major_locator(FixedLocator(budgets))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: budget_key(value)))
     panel.yaxis.set_major_locator(FixedLocator(powers_of_two(limits)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     for scale in (panel.xaxis, panel.yaxis):

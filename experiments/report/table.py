@@ -1,4 +1,4 @@
-"""The summary in a terminal: one table a regime, and the answer; Markdown where the output is no terminal."""
+"""The summary in a terminal: a table a regime, and the answer; Markdown where the output is no terminal."""
 
 from __future__ import annotations
 
@@ -68,18 +68,20 @@ def print_by_budget(summary: Mapping[str, Any], file: IO[str] | None = None) -> 
         table.add_column("arm", overflow="fold")
         for budget in budgets:
             table.add_column(budget, justify="right")
+        starred = False
         for regime in REGIMES:
             for name, entries in summary["arms"].items():
                 found = {budget: entry for budget, entry in entries.items() if entry["regime"] == regime}
                 texts = [cell(found[budget]) if budget in found else "" for budget in budgets]
                 if any(texts):
                     control = next(iter(found.values()))["control"]
+                    starred |= control
                     label = f"{name} *" if control else name
                     table.add_row(escape(label), *(_fold(text, plain) for text in texts))
-        console.print(f"[bold]{title}[/bold]", soft_wrap=True)
-        console.print(table)
-        console.print("* control")
-        console.print()
+        if table.row_count:
+            console.print(f"[bold]{title}[/bold]", soft_wrap=True)
+            console.print(table)
+            console.print("* control\n" if starred else "")
 
 
 def compared_budgets(summary: Mapping[str, Any]) -> list[str]:

@@ -133,6 +133,17 @@ def test_a_search_at_a_large_budget_alone_goes_on_from_what_the_study_knows() ->
     assert first[3e12].settings["layers"] == 5
 
 
+def test_what_is_known_of_an_arm_counts_where_only_others_were_searched() -> None:
+    known = {
+        (arm, regime, 64, 1e12): {"layers": 5}
+        for arm, regime in (("dense", "none"), ("ngram", "same tokens"))
+    }
+    rows = [_row(0.02, 1.0)]
+    starts = {run.arm: run.settings for run in round_of(Study(**STUDY, tuned=known), 3e12, rows, 0)}
+    assert starts["dense"]["layers"] == 2
+    assert starts["ngram"]["layers"] == 5
+
+
 def test_the_search_walks_downhill(tmp_path: Path) -> None:
     found, titles = _search(tmp_path, Study(**SMALL), _miss, 3)
     assert titles[:2] == ["1e12, round 0 of 3, where to begin", "1e12, round 1 of 3, batch"]

@@ -275,7 +275,7 @@ def test_many_budgets_are_drawn_over_the_budget():
         line for line in panels[0].lines if len(set(line.get_xdata())) > 1 and line.get_marker() == "None"
     ]
     known = [
-        sum(entry["train_flops"]["bound"] is None for entry in summary["arms"][mark.name].values())
+        sum(entry["train_flops"]["beyond"] != "point" for entry in summary["arms"][mark.name].values())
         for mark in chosen
         if mark.group == groups[0]
     ]
