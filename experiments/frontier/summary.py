@@ -183,10 +183,18 @@ def _dense_width(cell: Cell, table: Table) -> dict[str, Any]:
 
 
 def _missing(table: Table) -> list[str]:
-    """What other arms have and one arm lacks, in words; budgets that only dense ran are no gap."""
+    """What other arms have and one arm lacks, in words; budgets that only dense ran are no gap.
+
+    Controls are held against each other: a study may give them fewer seeds. What is derived from a run lacks what
+    that run lacks, which is said once.
+    """
     compared = [cell for cell in table.cells if cell.name != DENSE]
     budgets = sorted({cell.budget for cell in compared})
-    seeds = {seed for cell in table.cells for seed in cell.seeds}
+    trained = [cell for cell in table.cells if not cell.derived]
+    expected = {
+        control: {seed for cell in trained if cell.control == control for seed in cell.seeds}
+        for control in (False, True)
+    }
     gaps: list[str] = []
     for name in table.names:
         for budget in budgets:
@@ -194,9 +202,10 @@ def _missing(table: Table) -> list[str]:
             place = f"{name} at {budget_key(budget)}"
             if cell is None:
                 gaps.append(f"{place}: not run")
-            elif lacking := sorted(seeds - set(cell.seeds)):
+            elif not cell.derived and (lacking := sorted(expected[cell.control] - set(cell.seeds))):
                 without = ", ".join(map(str, lacking))
-                gaps.append(f"{place}: {len(cell.seeds)} of {len(seeds)} seeds (without {without})")
+                planned = len(expected[cell.control])
+                gaps.append(f"{place}: {len(cell.seeds)} of {planned} seeds (without {without})")
     if not compared:
         gaps.append("every arm but dense")
     return gaps
