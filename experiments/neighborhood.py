@@ -151,18 +151,23 @@ class Neighborhood:
         return self.folder / f"piece-{piece:05d}"
 
     def _made(self, piece: int, wait: bool = True) -> bool:
-        """Whether a piece is there, after making it unless another process is doing that; or after its end."""
+        """Make a piece unless it is there; without ``wait`` it is False at once if another process is making it."""
         path = self._path(piece)
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with FileLock(f"{path}.lock", blocking=wait):
-                    if not path.exists():
-                        # Built first: building is not searching, and is billed by itself.
-                        self._keep_bill()
-                        NeighborTable.build(path, self.source, self._queries(piece), self.k)
-            except Timeout:
-                return False
+        if path.exists():
+            return True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            return False
+        try:
+            if not path.exists():
+                # Built first: building is not searching, and is billed by itself.
+                self._keep_bill()
+                NeighborTable.build(path, self.source, self._queries(piece), self.k)
+        finally:
+            lock.release()
         return True
 
     def _keep_bill(self) -> None:

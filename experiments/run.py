@@ -164,7 +164,7 @@ class _Execution:
         return rows
 
     def _provide(self, window_flops: int) -> tuple[Source | None, Neighborhood | None, int]:
-        """As many windows as the budget pays for, and their neighbours; a store may hold no others."""
+        """About as many windows as the budget pays for, never more, and their neighbours."""
         budget = self.run.budget
         if self.arm.source is None:
             return None, None, self._affordable(budget / window_flops)
@@ -176,7 +176,8 @@ class _Execution:
             build, search = _store_flops(neighbors, n_windows)
             if build + n_windows * (window_flops + search) <= budget:
                 return source, neighbors, n_windows
-            n_windows = self._affordable((budget - build) / (window_flops + search))
+            fitting = (budget - build) / (window_flops + search)
+            n_windows = self._affordable(min(fitting, n_windows - self.settings["batch"]))
 
     def _promising(self, window_flops: int) -> int:
         """How many windows the budget pays for, going by the search for the first of them."""

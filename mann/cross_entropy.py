@@ -23,7 +23,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = compute_dtype(x)
         x_low, weight_low = x.to(dtype), weight.to(dtype)
         logits = product(x_low, weight_low)
-        losses, sums = [], []
+        losses = []
         for piece, wanted in zip(logits.split(ROWS), targets[:, None].split(ROWS), strict=True):
             z = piece.to(sum_dtype(piece))
             top, target = z.amax(-1, keepdim=True), z.gather(-1, wanted)
@@ -31,19 +31,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             exponentials = z.sub_(top).mul_(LOG2_E).exp2_()
             total = exponentials.sum(-1, keepdim=True)
             losses.append(top - target + total.log())
-            sums.append(total)
-            # The error, softmax - one-hot, times the sum takes the place of the logits, which nobody needs any more.
-            piece.copy_(exponentials.scatter_add_(-1, wanted, -total))
-        ctx.save_for_backward(x_low, weight_low, logits, torch.cat(sums))
+            # The error, softmax - one-hot, takes the place of the logits, which nobody needs any more.
+            piece.copy_(exponentials.div_(total).scatter_add_(-1, wanted, -torch.ones_like(total)))
+        ctx.save_for_backward(x_low, weight_low, logits)
         ctx.dtypes = (x.dtype, weight.dtype)
         return torch.cat(losses).squeeze(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        x, weight, error, sums = ctx.saved_tensors
-        # Sum and upstream gradient scale rows of the thin factors instead of the wide matrix.
-        scale = (grad[:, None] / sums).to(x.dtype)
+        x, weight, error = ctx.saved_tensors
+        # The upstream gradient scales rows of the thin factors instead of the wide matrix.
+        scale = grad[:, None].to(x.dtype)
         grad_x = product(error, weight.t()) * scale
         grad_weight = weight_gradient(error, x * scale)
         return grad_x.to(ctx.dtypes[0]), grad_weight.to(ctx.dtypes[1]), None
@@ -56,8 +55,9 @@ def linear_cross_entropy(
 
     .. math:: \ell_i = -\log \frac{\exp(x_i^\top w_{y_i})}{\sum_v \exp(x_i^\top w_v)}
 
-    Logits are exponentiated once, in float32 and piece by piece, for the loss and for the gradients, which are kept
-    in the autocast type; equal to ``F.cross_entropy(x @ weight.T, targets, reduction="none")`` up to rounding.
+    Logits are exponentiated once, in float32 and piece by piece, for the loss and for the error that gradients are
+    made of, which is kept in the autocast type; equal to ``F.cross_entropy(x @ weight.T, targets, reduction="none")``
+    up to rounding.
 
     Args:
         x: Final hidden states.

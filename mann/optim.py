@@ -161,7 +161,7 @@ class RowAdam(SparseAdam):
         eps: :math:`\epsilon`.
 
     Raises:
-        ValueError: If a gradient is dense.
+        ValueError: If a gradient is not sparse by rows.
     """
 
     @torch.no_grad()
@@ -176,7 +176,8 @@ class RowAdam(SparseAdam):
                     continue
                 if not table.grad.is_sparse or table.grad.sparse_dim() != 1:
                     raise ValueError(
-                        "a table with a dense gradient: make it nn.Embedding(..., sparse=True), or take AdamW for it"
+                        "a table whose gradient is not sparse by rows: make it nn.Embedding(..., sparse=True), or "
+                        "take AdamW for it"
                     )
                 self._update(table, table.grad.coalesce(), group)
         return loss

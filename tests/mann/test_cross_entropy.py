@@ -50,3 +50,14 @@ def test_huge_logits_stay_finite():
     nll = linear_cross_entropy(x, weight, torch.tensor([1]))
     assert nll.item() == pytest.approx(2e4)
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(nll.sum(), [x, weight]))
+
+
+def test_float16_holds_the_error_of_a_uniform_distribution():
+    # A sum of 70,000 exponentials is more than float16 can hold.
+    x, weight = torch.ones(2, 4, requires_grad=True), torch.zeros(70_000, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        nll = linear_cross_entropy(x, weight, torch.tensor([0, 1]))
+    torch.testing.assert_close(nll, torch.full((2,), 70_000.0).log())
+    (grad,) = torch.autograd.grad(nll.sum(), weight)
+    torch.testing.assert_close(grad[0], torch.full((4,), -1.0), rtol=1e-3, atol=1e-3)
+    assert (grad[2:] > 0).all()

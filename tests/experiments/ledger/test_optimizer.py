@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from experiments.ledger import Ledger
+from mann.optim import RowAdam
 
 N = 12
 
@@ -44,15 +45,31 @@ def test_muon_pays_for_its_products(parameter):
     assert set(ledger.by_phase) == {"optimizer"}
 
 
-def test_sparse_adam_touches_stored_rows():
+def sparse_step(kind):
     table = nn.Embedding(1000, 4, sparse=True)
-    optimizer = torch.optim.SparseAdam(table.parameters())
+    optimizer = kind(table.parameters())
     table(torch.tensor([1, 2, 2])).sum().backward()
     optimizer.step()
     with Ledger() as ledger:
         optimizer.step()
+    return ledger
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SparseAdam, RowAdam])
+def test_sparse_adam_touches_stored_rows(kind):
+    ledger = sparse_step(kind)
     assert 0 < ledger.flops < 40 * 3 * 4
     assert ledger.bytes < 1000 * 4 * 4
+
+
+def test_row_adam_computes_as_much_and_moves_less():
+    ours, theirs = sparse_step(RowAdam), sparse_step(torch.optim.SparseAdam)
+    rows = 2 * 4
+    # Two moments of three operations each, a root, a sum, a quotient, a product and a difference, and the sums
+    # over repeated rows.
+    assert ours.flops == (3 + 4 + 1 + 1 + 3) * rows + 3 * 4
+    assert ours.flops <= theirs.flops
+    assert ours.bytes < theirs.bytes
 
 
 def test_clipping_costs_a_norm_and_a_product(parameter):
