@@ -362,12 +362,11 @@ def test_partial_results_are_said():
 
 def test_controls_may_have_fewer_seeds_but_no_gaps_among_themselves():
     trained = ("unigram table", "random neighbours", "shuffled edges")
-    table = [row for row in rows() if row["arm"] not in trained or row["seed"] == 0]
-    assert summarize(table)["missing"] == []
+    assert not summarize([row for row in rows() if row["arm"] not in trained or row["seed"] == 0])["missing"]
     more = [row for row in rows() if row["arm"] not in trained[1:] or row["seed"] == 0]
     gaps = summarize(more)["missing"]
     assert "random neighbours at 3e12: 1 of 3 seeds (without 1, 2)" in gaps
-    assert not any(gap.startswith(("unigram", "dense", "ngram")) for gap in gaps)
+    assert not any("ngram" in gap or "unigram" in gap for gap in gaps)
 
 
 def test_multiplier_text_shows_open_ends():

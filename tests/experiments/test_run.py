@@ -52,10 +52,11 @@ def run_of(arm: str, regime: str, budget: float = BUDGET, **settings: object) ->
 )
 def test_every_arm_gives_a_whole_row(arm: str, regime: str, workspace: Workspace) -> None:
     row, *derived = execute(run_of(arm, regime, counts=arm in ("dense", "knn")), workspace)
-    # What is left over is less than two steps, but for stores of the same tokens, which come in few sizes.
+    # Without a store less than a step is left over; with one the search for the first windows says how many fit, and
+    # stores of the same tokens come in few sizes.
     stored = arm not in ("dense", "ngram", "unigram table")
-    rounded = stored and regime == SAME_TOKENS
-    assert (0.5 * BUDGET if rounded else BUDGET * (1 - 2 / row["steps"])) < row["train_flops"] <= BUDGET
+    least = 1 - 1 / row["steps"] if not stored else 0.5 if regime == SAME_TOKENS else 0.98
+    assert least * BUDGET < row["train_flops"] <= BUDGET
     assert row["train_flops"] == sum(row["flops"].values())
     assert row["matmul_flops"] < row["train_flops"]
     assert row["tokens"] == row["steps"] * SETTINGS["batch"] * SETTINGS["time"]
