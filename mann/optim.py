@@ -45,6 +45,14 @@ def _default_role(module: nn.Module, name: str, parameter: Tensor) -> str:
     return "matrix" if isinstance(module, nn.Linear) and name == "weight" else "scalar"
 
 
+def _loss(closure: Callable[[], Any] | None) -> Any:
+    """What the closure of a step gives, which computes gradients where the step itself has them off."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class Muon(Optimizer):
     r"""Momentum whose update is made (nearly) orthogonal, all matrices of one shape in one batch.
 
@@ -84,10 +92,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss(closure)
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
@@ -166,10 +171,7 @@ class RowAdam(SparseAdam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss(closure)
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is None:
@@ -248,10 +250,7 @@ class RoleOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss(closure)
         for part in self.parts:
             part.step()
         return loss

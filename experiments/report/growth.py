@@ -13,6 +13,7 @@ from experiments.frontier import budget_key
 from experiments.frontier.wording import AXIS_NAMES
 from experiments.report.forest import multiplier_range, powers_of_two
 from experiments.report.marks import Mark, Palette
+from experiments.report.table import compared_budgets
 
 
 def draw_growth(
@@ -27,7 +28,7 @@ def draw_growth(
         palette: colours of ink and paper.
     """
     limits = multiplier_range(summary, chosen)
-    budgets = sorted({float(budget) for mark in chosen for budget in summary["arms"][mark.name]})
+    budgets = [float(budget) for budget in compared_budgets(summary)]
     for panels, group in zip(rows, dict.fromkeys(mark.group for mark in chosen), strict=True):
         members = [mark for mark in chosen if mark.group == group]
         for panel, (axis, words) in zip(panels, AXIS_NAMES.items(), strict=True):

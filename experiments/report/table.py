@@ -62,10 +62,9 @@ def print_by_budget(summary: Mapping[str, Any], file: IO[str] | None = None) -> 
         file: where to; standard output by default.
     """
     console, plain = _console(file)
+    budgets = compared_budgets(summary)
     for title, cell in _BY_BUDGET.items():
-        budgets = compared_budgets(summary)
-        table = Table(box=box.MARKDOWN if plain else box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("arm", overflow="fold")
+        table = _of_arms(plain)
         for budget in budgets:
             table.add_column(budget, justify="right")
         starred = False
@@ -74,10 +73,9 @@ def print_by_budget(summary: Mapping[str, Any], file: IO[str] | None = None) -> 
                 found = {budget: entry for budget, entry in entries.items() if entry["regime"] == regime}
                 texts = [cell(found[budget]) if budget in found else "" for budget in budgets]
                 if any(texts):
-                    control = next(iter(found.values()))["control"]
-                    starred |= control
-                    label = f"{name} *" if control else name
-                    table.add_row(escape(label), *(_fold(text, plain) for text in texts))
+                    entry = next(iter(found.values()))
+                    starred |= entry["control"]
+                    table.add_row(_label(name, entry), *(_fold(text, plain) for text in texts))
         if table.row_count:
             console.print(f"[bold]{title}[/bold]", soft_wrap=True)
             console.print(table)
@@ -117,9 +115,19 @@ def _console(file: IO[str] | None) -> tuple[Console, bool]:
     return Console(file=file, highlight=False, width=240, color_system=None), True
 
 
-def _table(rows: list[tuple[str, str, Mapping[str, Any]]], plain: bool, reference: bool) -> Table:
+def _of_arms(plain: bool) -> Table:
+    """A table with its first column."""
     table = Table(box=box.MARKDOWN if plain else box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("arm", overflow="fold")
+    return table
+
+
+def _label(name: str, entry: Mapping[str, Any]) -> str:
+    return escape(f"{name} *" if entry["control"] else name)
+
+
+def _table(rows: list[tuple[str, str, Mapping[str, Any]]], plain: bool, reference: bool) -> Table:
+    table = _of_arms(plain)
     table.add_column("budget", justify="right")
     table.add_column("bits per byte", justify="right")
     if not reference:
@@ -129,8 +137,7 @@ def _table(rows: list[tuple[str, str, Mapping[str, Any]]], plain: bool, referenc
     table.add_column("width", justify="right")
     table.add_column("seeds", justify="right")
     for name, budget, entry in rows:
-        label = f"{name} *" if entry["control"] else name
-        cells = [escape(label), budget, _fold(interval_text(entry["bits_per_byte"]), plain)]
+        cells = [_label(name, entry), budget, _fold(interval_text(entry["bits_per_byte"]), plain)]
         if not reference:
             cells += [_colored(entry, axis, plain) for axis in AXIS_NAMES]
             gain = entry["gain_over_counts"]
