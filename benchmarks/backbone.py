@@ -15,7 +15,7 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,21 +233,36 @@ def whole_steps(repeats: int) -> Iterator[dict[str, Any]]:
                 yield row(case, *speed, peer.name, "matmul GFLOP/s", repeats)
 
 
-class Stopwatch(L.Callback):
-    """Times the steps after the first few, without Lightning's start and end."""
+class BareLoop(L.Callback):
+    """Takes a step of a twin in a loop one would write by hand after every step of the trainer, and times both.
 
-    def __init__(self, skip: int) -> None:
-        self.skip = skip
-        self.start: tuple[float, float] = (0.0, 0.0)
-        self.seconds = (0.0, 0.0)
+    Step by step in turn: what else the machine does changes both alike, and would hide one percent of whole runs.
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.skip:
-            self.start = clocks()
+    Args:
+        twin: A module like the trained one.
+        batches: The batches of the twin.
+    """
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        now = clocks()
-        self.seconds = now[0] - self.start[0], now[1] - self.start[1]
+    def __init__(self, twin: LanguageModule, batches: Iterable[Any]) -> None:
+        setup = twin.configure_optimizers()
+        self.twin = twin
+        self.optimizer, self.schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+        self.batches = iter(batches)
+        self.seconds: dict[str, list[float]] = {"trainer": [], "bare": []}
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        begin = clocks()[0]
+        if self.seconds["bare"]:  # Lightning's start belongs to no step
+            self.seconds["trainer"].append(begin - self.end)
+        again = next(self.batches)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.twin(again)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.end = clocks()[0]
+        self.seconds["bare"].append(self.end - begin)
 
 
 @contextmanager
@@ -259,61 +274,39 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def with_trainer(module: LanguageModule, item: dict[str, Tensor], skip: int) -> float:
-    """CPU seconds a step takes in ``lightning.Trainer``, without its first ``skip`` steps, start and end."""
-    watch = Stopwatch(skip)
+def trainer_and_bare_loop(width: int, layers: int, item: dict[str, Tensor], steps: int) -> dict[str, float]:
+    """CPU seconds of a step in ``lightning.Trainer`` and in a bare loop, medians of steps taken in turn."""
+    module, twin = (LanguageModule(Transformer(2048, width, layers), total_steps=steps) for _ in range(2))
+    loaders = [DataLoader([item] * steps, batch_size=None) for _ in range(2)]
+    beside = BareLoop(twin, loaders[1])
     with quiet():
         trainer = L.Trainer(
             accelerator="cpu",
             precision="bf16-mixed",
-            max_steps=module.total_steps,
+            max_steps=steps,
             logger=False,
-            callbacks=[watch],
+            callbacks=[beside],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, DataLoader([item] * module.total_steps, batch_size=None))
-    return watch.seconds[0] / (module.total_steps - skip)
+        trainer.fit(module, loaders[0])
+    return {way: statistics.median(seconds) for way, seconds in beside.seconds.items()}
 
 
-def with_bare_loop(module: LanguageModule, item: dict[str, Tensor], skip: int) -> float:
-    """The same in the loop one would write by hand, over the same loader."""
-    setup = module.configure_optimizers()
-    optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
-    start = clocks()
-    for step, again in enumerate(DataLoader([item] * module.total_steps, batch_size=None)):
-        if step == skip:
-            start = clocks()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = module(again)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return (clocks()[0] - start[0]) / (module.total_steps - skip)
-
-
-def lightning_overhead(repeats: int, steps: int = 80, skip: int = 5) -> Iterator[dict[str, Any]]:
-    """One module trained by ``lightning.Trainer`` and by a bare loop, in pairs: bfloat16, vocabulary 2,048."""
+def lightning_overhead(repeats: int, steps: int = 80) -> Iterator[dict[str, Any]]:
+    """One module trained by ``lightning.Trainer`` and by a bare loop, step by step: bfloat16, vocabulary 2,048."""
     for width, layers, rows in ((64, 3, 8), (128, 3, 8)):
         tokens, targets = batch(2048, rows)
         item = {"tokens": tokens, "targets": targets}
-        ways = {"trainer": with_trainer, "bare": with_bare_loop}
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for turn in range(repeats):
-            # Each goes first every other time.
-            for way in sorted(ways, reverse=turn % 2 == 1):
-                module = LanguageModule(Transformer(2048, width, layers), total_steps=steps)
-                seconds[way].append(ways[way](module, item, skip))
-        speeds = [1 / statistics.median(seconds[way]) for way in ("trainer", "bare")]
+        turns = [trainer_and_bare_loop(width, layers, item, steps) for _ in range(repeats)]
+        speeds = [1 / statistics.median(turn[way] for turn in turns) for way in ("trainer", "bare")]
         case = f"width {width}, {layers} layers, batch {rows}, bf16, lightning.Trainer, CPU"
         line = row(case, speeds[0], speeds[1], "bare loop", "steps/s", repeats)
-        # Of pairs: what else the machine does changes both of a pair.
-        added = [100 * (one / other - 1) for one, other in zip(*seconds.values(), strict=True)]
+        added = [100 * (turn["trainer"] / turn["bare"] - 1) for turn in turns]
         line["added_percent"] = {"median": statistics.median(added), "all": added}
         told = ", ".join(f"{one:+.1f}" for one in sorted(added))
-        print(f"    lightning.Trainer adds {statistics.median(added):+.1f} % (pairs: {told})", flush=True)
+        print(f"    lightning.Trainer adds {statistics.median(added):+.1f} % (turns: {told})", flush=True)
         yield line
 
 

@@ -12,25 +12,9 @@ from torch import Tensor, nn
 from gnn.graph import Edges, neighbor_graph, real_nodes, window_sources
 from gnn.layers import EntryAttention, WindowConv
 from retrieval.neighbors import Neighbors
+from retrieval.rows import sum_rows
 
 __all__ = ["GraphReader"]
-
-
-class _RowSums(torch.autograd.Function):
-    # The gradient autograd knows sorts the rows first, which takes longer than adding them up as they come.
-    @staticmethod
-    def forward(ctx, table: Tensor, rows: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(rows)
-        ctx.n_rows = len(table)
-        return F.embedding_bag(rows.t(), table, mode="sum")
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        (rows,) = ctx.saved_tensors
-        table = grad.new_zeros(ctx.n_rows, grad.shape[1])
-        for row in rows:
-            table.index_add_(0, row, grad)
-        return table, None
 
 
 class GraphReader(nn.Module):
@@ -181,7 +165,7 @@ class GraphReader(nn.Module):
         states = {}
         for place in self._needed_after(1):
             sources = [heard[source] + relation * len(embedding) for relation, source in self._sources(place)]
-            states[place] = _RowSums.apply(said, torch.stack([row[place], *sources]))
+            states[place] = sum_rows(said, torch.stack([row[place], *sources], dim=1))
         return states
 
     def _later_round(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from mann.context import Context
 from mann.readers import ScoreFeatures
 from mann.readout import IGNORE, Readout, SoftmaxReadout
-from mann.rows import match_rows
 from retrieval import Source
+from retrieval.rows import match_rows
 
 
 class PointerReadout(Readout):
@@ -64,7 +64,7 @@ class PointerReadout(Readout):
         """Log mixture weights, -inf where there is no neighbour and the vocabulary's last; and the answers."""
         neighbors = context.retrieve(self.source, self.k)
         answers = context.window(self.source, self.k, 0, 1)[..., 1]
-        match = match_rows(self.query(x), self.answers.weight, answers)
+        match = match_rows(self.answers.weight, answers, self.query(x))
         logits = torch.cat([match + self.score(neighbors), self.sink(x).float()], -1)
         return torch.log_softmax(logits, -1), answers
 

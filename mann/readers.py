@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mann.rows import match_rows, sum_rows
 from retrieval import Neighbors
+from retrieval.rows import match_rows, sum_rows
 
 
 class Reader(nn.Module, ABC):
@@ -117,8 +117,8 @@ class AttentionReader(Reader):
         window: Int[Tensor, "batch time k window"],
     ) -> Float[Tensor, "batch time width"]:
         answers = window[..., self.before + 1]
-        match = match_rows(self.query(x), self.keys.weight, answers)
+        match = match_rows(self.keys.weight, answers, self.query(x))
         logits = match + self.score(neighbors)
         logits = torch.cat([logits, self.sink.expand(*logits.shape[:-1], 1)], -1)
         share = torch.softmax(logits, -1)[..., :-1]
-        return self.out(sum_rows(share, self.values.weight, answers))
+        return self.out(sum_rows(self.values.weight, answers, share))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import scatter, softmax
 
@@ -102,37 +103,79 @@ class EntryAttention(MessagePassing):
         return softmax(logit, index, num_nodes=size_i).unsqueeze(-1) * x_j.unsqueeze(1)
 
     def dense(self, entry: Tensor, token: Tensor, score: Tensor, mask: Tensor) -> Tensor:
-        """The same where every token has ``k`` places for entries, without lists of edges.
+        """The same where every token has ``k`` places for entries, without lists of edges. First derivatives only.
 
         Shapes:
             entry: ``[tokens, k, width]``, token: ``[tokens, d_model]``, score and mask: ``[tokens, k]``,
             result: ``[tokens, d_model]``
         """
         query, trust = self.ask(token)
-        entry = entry.to(query.dtype)  # once, where autocast would do it for each product
         lowest = torch.finfo(score.dtype).min
         score = compress(score).masked_fill(~mask, lowest)
-        margin = (score - score.amax(-1, keepdim=True)).masked_fill(~mask, 0.0)
+        margin = (score - score.amax(-1, keepdim=True)).masked_fill_(~mask, 0.0)
         score = score.masked_fill(~mask, 0.0)
-        # Once, where each sum below would do it.
-        one, slope, lead = trust.to(torch.promote_types(trust.dtype, score.dtype)).unsqueeze(-1).unbind(2)
-        # Entries come first and queries are turned, so that the gradients of what is used twice are laid out alike:
-        # adding up two layouts takes longer than the products.
-        asked = query.mT
-        logit = torch.bmm(entry, asked).mT.to(one.dtype)
-        logit = logit + one + slope * score.unsqueeze(1) + lead * margin.unsqueeze(1)
-        hidden = ~mask.unsqueeze(1)
-        logit = logit.masked_fill(hidden, torch.finfo(logit.dtype).min)
-        if self.null is None:
-            weight = logit.softmax(-1).masked_fill(
-                hidden, 0.0
-            )  # without any entry the softmax is even, not empty
-            heard = torch.bmm(weight, entry)
-        else:
-            empty = (asked * self.null.unsqueeze(1)).sum(1).unsqueeze(-1)
-            weight, none = torch.cat([logit, empty], dim=-1).softmax(-1).split([mask.shape[1], 1], dim=-1)
-            heard = torch.bmm(weight, entry) + none * self.null
+        heard = _DenseAttention.apply(
+            entry.to(query.dtype),
+            query,
+            trust.to(torch.promote_types(trust.dtype, score.dtype)),
+            self.null,
+            score,
+            margin,
+            mask,
+        )
         return self.out(heard.flatten(1))
+
+
+class _DenseAttention(torch.autograd.Function):
+    # The gradients autograd would add up come laid out in two ways, which takes longer than the products.
+    @staticmethod
+    def forward(ctx, entry, query, trust, null, score, margin, mask):  # type: ignore[override]
+        k = entry.shape[1]
+        one, slope, lead = trust.unsqueeze(-1).unbind(2)
+        score, margin, hidden = score.unsqueeze(1), margin.unsqueeze(1), ~mask.unsqueeze(1)
+        logit = trust.new_empty(*query.shape[:2], k + (null is not None))
+        body = logit[..., :k]
+        body.copy_(_product(query, entry.mT)).add_(one).addcmul_(slope, score).addcmul_(lead, margin)
+        body.masked_fill_(hidden, torch.finfo(logit.dtype).min)
+        if null is not None:
+            null = null.to(query.dtype)
+            logit[..., k] = query @ null
+        weight = logit.softmax(-1)
+        if null is None:
+            weight.masked_fill_(hidden, 0.0)  # without any entry the softmax is even, not empty
+        share = weight[..., :k].to(entry.dtype)
+        heard = _product(share, entry)
+        if null is not None:
+            heard.addcmul_(weight[..., k:].to(null.dtype), null)
+        ctx.save_for_backward(entry, query, null, score, margin, weight, share)
+        return heard
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[override]
+        entry, query, null, score, margin, weight, share = ctx.saved_tensors
+        k = entry.shape[1]
+        wanted = torch.empty_like(weight)
+        wanted[..., :k] = _product(grad, entry.mT)
+        if null is not None:
+            wanted[..., k] = grad @ null
+        logit = torch._softmax_backward_data(wanted, weight, -1, weight.dtype)
+        body = logit[..., :k]
+        grad_trust = torch.stack([body.sum(-1), (body * score).sum(-1), (body * margin).sum(-1)], -1)
+        low = body.to(entry.dtype)
+        grad_query = _product(low, entry)
+        grad_entry = _product(share.mT, grad).baddbmm_(low.mT, query)
+        grad_null = None
+        if null is not None:
+            kept, asked = weight[..., k:].to(grad.dtype), logit[..., k:].to(grad.dtype)
+            grad_query.addcmul_(asked, null)
+            grad_null = kept.flatten() @ grad.flatten(0, 1) + asked.flatten() @ query.flatten(0, 1)
+        return grad_entry, grad_query, grad_trust, grad_null, None, None, None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A batch of products, which autocast leaves alone where the result is given."""
+    return torch.bmm(a, b, out=a.new_empty(a.shape[0], a.shape[1], b.shape[2]))
 
 
 def compress(score: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mann.rows import match_rows, sum_rows
+from retrieval.rows import match_rows, sum_rows
 
 
 def _inputs(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -20,7 +20,7 @@ def _inputs(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torc
 def test_rows_are_matched_and_summed_as_indexing_would(shape: tuple[int, ...], autocast: bool) -> None:
     query, weight, table, rows = _inputs(*shape)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        ours = match_rows(query, table, rows), sum_rows(weight, table, rows)
+        ours = match_rows(table, rows, query), sum_rows(table, rows, weight)
     plain = (table[rows] * query[..., None, :]).sum(-1), (table[rows] * weight[..., None]).sum(-2)
     for x, given in zip((query, weight), range(2), strict=True):
         torch.testing.assert_close(ours[given], plain[given])
@@ -32,12 +32,12 @@ def test_rows_are_matched_and_summed_as_indexing_would(shape: tuple[int, ...], a
 
 def test_a_narrow_query_is_matched_in_the_type_of_the_table() -> None:
     query, _, table, rows = _inputs(2, 5, 3)
-    assert match_rows(query.bfloat16(), table, rows).dtype == table.dtype
+    assert match_rows(table, rows, query.bfloat16()).dtype == table.dtype
 
 
 def test_a_second_derivative_is_refused_in_words() -> None:
     query, weight, table, rows = _inputs(2, 5, 3)
-    for x, y in ((query, match_rows(query, table, rows)), (weight, sum_rows(weight, table, rows))):
+    for x, y in ((query, match_rows(table, rows, query)), (weight, sum_rows(table, rows, weight))):
         (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             first.sum().backward()
