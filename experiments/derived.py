@@ -105,7 +105,7 @@ class Counts:
         for name, split in scored.items():
             p, bucket = self.scores[name]
             if name == "valid":
-                # Blocks of one window each, so that halves are whole windows.
+                # Every other target takes its weights from the rest.
                 nats = cross_fitted_nats(network[name][:, None], p[:, None], bucket[:, None], n_buckets)[:, 0]
             else:
                 nats = mixture.nats(network[name], p, bucket, split=name)

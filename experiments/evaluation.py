@@ -112,8 +112,9 @@ def without_memory(network: Transformer) -> Iterator[None]:
         network.memory = kept
 
 
-def read_bill(network: Transformer, batch: dict[str, Any]) -> Ledger:
+def read_bill(network: Transformer, batch: dict[str, Any], *, autocast: bool = True) -> Ledger:
     """The bill of the distributions over the next token, as at inference; searching not included."""
-    with torch.no_grad(), Ledger(network) as ledger, torch.autocast("cpu", torch.bfloat16):
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+    with torch.no_grad(), Ledger(network) as ledger, mixed:
         network(batch["tokens"], batch["documents"], batch.get("neighbors"))
     return ledger

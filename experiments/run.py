@@ -23,7 +23,7 @@ from experiments.frontier import budget_key
 from experiments.ledger import Ledger
 from experiments.neighborhood import PIECE, Neighborhood
 from experiments.revision import commit
-from experiments.training import conclude, count_step, logged, train, tune_allocator
+from experiments.training import conclude, count_step, forget, logged, train, tune_allocator
 from experiments.workspace import Workspace
 from mann import LanguageModule, Transformer
 from mann.optim import parameter_roles
@@ -134,6 +134,11 @@ class _Execution:
         self.corpus = workspace.corpus
         self.windows = Windows(self.corpus.train, self.settings["time"])
         self.order = training_order(len(self.windows), run.seed)
+        self.held_out = {
+            name: Evaluation.of(self.corpus, split, self.windows.length, self.settings["evaluation_tokens"])
+            for name, split in self.corpus.splits.items()
+            if name != "train"
+        }
         self.seconds = {"train": 0.0, "build": 0.0, "search": 0.0, "evaluate": 0.0}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -161,6 +166,7 @@ class _Execution:
             rows = self._results(sample, network, source, neighbors, n_windows)
             if logger is not None:
                 conclude(logger, rows[0])
+        forget(self.run, self.workspace)
         return rows
 
     def _provide(self, window_flops: int) -> tuple[Source | None, Neighborhood | None, int]:
@@ -271,22 +277,18 @@ class _Execution:
         return rows
 
     def _evaluations(self, source: Source | None) -> dict[str, Evaluation]:
-        length, n_tokens = self.settings["time"], self.settings["evaluation_tokens"]
+        if source is None:
+            return self.held_out
         found = {}
-        for name, split in self.corpus.splits.items():
-            if name == "train":
-                continue
-            evaluation = Evaluation.of(self.corpus, split, length, n_tokens)
-            if source is not None:
-                # Held-out documents are in no store, so there is nothing to exclude.
-                near = self.workspace.neighborhood(
-                    source, evaluation.windows, evaluation.chosen, name, self.settings["k"], exclude=False
-                )
-                near.prepare(
-                    len(evaluation.chosen), lambda share: self.progress("neighbours of held-out text", share)
-                )
-                evaluation = replace(evaluation, neighbors=near)
-            found[name] = evaluation
+        for name, evaluation in self.held_out.items():
+            # Held-out documents are in no store, so there is nothing to exclude.
+            near = self.workspace.neighborhood(
+                source, evaluation.windows, evaluation.chosen, name, self.settings["k"], exclude=False
+            )
+            near.prepare(
+                len(evaluation.chosen), lambda share: self.progress("neighbours of held-out text", share)
+            )
+            found[name] = replace(evaluation, neighbors=near)
         return found
 
     def _score(self, network: Transformer, evaluation: Evaluation, forget: bool = False) -> Scored:
@@ -308,7 +310,9 @@ class _Execution:
 
     def _knockout(self, network: Transformer, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
         with without_memory(network):
-            return {name: self._score(network, e, forget=True).summary() for name, e in evaluations.items()}
+            # How arms do on sources never trained on is asked of whole arms.
+            asked = {name: split for name, split in evaluations.items() if name != "heldout"}
+            return {name: self._score(network, e, forget=True).summary() for name, e in asked.items()}
 
     def _with_counts(
         self,
@@ -329,7 +333,7 @@ class _Execution:
 
     def _read(self, network: Transformer, evaluation: Evaluation) -> dict[str, Any]:
         batch = next(evaluation.batches())
-        ledger = read_bill(network, batch)
+        ledger = read_bill(network, batch, autocast=self._autocast)
         tokens = batch["tokens"].numel()
         flops, moved = ledger.flops / tokens, ledger.bytes / tokens
         if evaluation.neighbors is not None:

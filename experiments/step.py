@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from experiments.arms import Arm, arm_named
+from experiments.data import Corpus, Windows
 from experiments.errors import RunError
 from experiments.frontier import DENSE
 from experiments.ledger import Ledger
@@ -47,25 +48,42 @@ def step_bill(arm: Arm, vocab_size: int, width: int, settings: Mapping[str, Any]
     return count_step(module, content, chosen, stored=source is not None)
 
 
-def check_sizes(runs: Sequence[Run], arms: Mapping[str, Arm], vocab_size: int) -> None:
-    """Find out before anything is trained that a width makes no model or a budget pays for no step.
+def check_sizes(runs: Sequence[Run], arms: Mapping[str, Arm], corpus: Corpus) -> None:
+    """Find out before anything is trained that a width makes no model, or that budget or text are too small.
 
     Only dense steps are taken: other arms cost more, and say so themselves.
 
+    Args:
+        runs: What is planned.
+        arms: By name.
+        corpus: What they would train on and be evaluated on.
+
     Raises:
         RunError: Naming the run, and what to change.
+        CorpusError: If a split is shorter than a window.
     """
-    smallest: dict[int, Run] = {}
-    for run in runs:
-        if run.width not in smallest or run.budget < smallest[run.width].budget:
-            smallest[run.width] = run
     dense = arm_named(DENSE, arms)
-    for width, run in smallest.items():
-        cost = step_bill(dense, vocab_size, width, run.settings).flops
-        if run.budget < cost:
+    costs: dict[str, int] = {}
+    # The least budgets first: they are the ones that may pay for nothing.
+    for run in sorted((run for run in runs if run.arm == DENSE), key=lambda run: run.budget):
+        settings = DEFAULTS | dict(dense.settings) | dict(run.settings)
+        batch, time = settings["batch"], settings["time"]
+        shape = f"{run.width} {settings['layers']} {settings['heads']} {batch} {time}"
+        if shape not in costs:
+            costs[shape] = step_bill(dense, corpus.vocab_size, run.width, run.settings).flops
+        if run.budget < costs[shape]:
             raise RunError(
-                f"a budget of {run.budget:.3g} FLOPs pays for no step: a dense model of width {width} takes "
-                f"{cost:.3g} for one. Raise --budgets, or lower --widths"
+                f"a budget of {run.budget:.3g} FLOPs pays for no step: a dense model of width {run.width} takes "
+                f"{costs[shape]:.3g} for one. Raise --budgets, or lower --widths"
+            )
+        windows = {name: len(Windows(split, time)) for name, split in corpus.splits.items()}
+        wanted = int(run.budget / costs[shape]) * batch
+        if wanted > windows["train"]:
+            enough = run.budget * windows["train"] / wanted
+            raise RunError(
+                f"{run.label()} would train on {wanted * time:,} tokens, but the text has {windows['train'] * time:,}, "
+                f"enough for {enough:.1e} FLOPs. Bring more text, or lower --budgets: dense runs go 3.3 times beyond "
+                "the largest"
             )
 
 

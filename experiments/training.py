@@ -141,9 +141,7 @@ def train(
     Returns:
         Seconds of training.
     """
-    # Another code would not go on as the one that wrote the checkpoint.
-    key = run.key(workspace.corpus.fingerprint)
-    folder = workspace.out / "checkpoints" / f"{key}-{workspace.revision}"
+    last = _checkpoint(run, workspace)
     data = WindowData(
         workspace.corpus,
         settings["time"],
@@ -157,9 +155,8 @@ def train(
     saving = run.budget >= CHECKPOINT_FLOPS
     if saving:
         callbacks.append(
-            ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=CHECKPOINT_STEPS)
+            ModelCheckpoint(last.parent, save_last=True, save_top_k=0, every_n_train_steps=CHECKPOINT_STEPS)
         )
-    last = folder / "last.ckpt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -177,11 +174,22 @@ def train(
             limit_val_batches=0,
             log_every_n_steps=LOG_STEPS,
         )
-        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-    last.unlink(missing_ok=True)
+        try:
+            trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        except SystemExit as left:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from left
     return report.seconds
+
+
+def forget(run: Run, workspace: Workspace) -> None:
+    """Remove the checkpoint of a run whose results are there: until then it spares whoever is stopped the training."""
+    _checkpoint(run, workspace).unlink(missing_ok=True)
+
+
+def _checkpoint(run: Run, workspace: Workspace) -> Path:
+    # Another code would not go on as the one that wrote the checkpoint.
+    key = run.key(workspace.corpus.fingerprint)
+    return workspace.out / "checkpoints" / f"{key}-{workspace.revision}" / "last.ckpt"
 
 
 @contextmanager

@@ -45,15 +45,18 @@ class CausalAttention(nn.Module):
     def __init__(self, d_model: int, n_heads: int, block: int = 64, base: float = 10_000.0) -> None:
         super().__init__()
         if n_heads < 1 or d_model % n_heads or (d_model // n_heads) % 2:
-            raise ValueError(
-                f"d_model={d_model} cannot be cut into {n_heads} heads of even width: "
-                f"choose n_heads among {[h for h in range(1, d_model + 1) if d_model % (2 * h) == 0]}"
+            counts = [h for h in range(1, d_model + 1) if d_model % (2 * h) == 0]
+            remedy = (
+                f"choose n_heads among {counts}" if counts else "choose an even d_model, such as 32 or 64"
             )
+            raise ValueError(f"d_model={d_model} cannot be cut into {n_heads} heads of even width: {remedy}")
         self.n_heads = n_heads
         self.d_head = d_model // n_heads
         self.block = block
         self.base = base
         self.qkv = Linear(d_model, 3 * d_model)
+        # Each is made orthogonal by itself.
+        self.qkv.weight.matrices = 3  # type: ignore[attr-defined]
         self.out = Linear(d_model, d_model)
         # Every other head begins mostly as a previous-token head, the rest mostly without a shift: both kinds are
         # wanted. Better than starting all of them halfway at 1e12 FLOPs, no worse at 3e12 and 1e13 (single runs).

@@ -6,11 +6,14 @@ type of autocast, and add up in it, row after sorted row: slower, and less exact
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 __all__ = ["match_rows", "sum_rows"]
 
@@ -64,7 +67,12 @@ class _MatchRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         table, rows, query = ctx.saved_tensors
-        return _spread(table, rows, grad, query), None, _sums(table, rows, grad)
+        wanted, _, asked = ctx.needs_input_grad
+        return (
+            _spread(table, rows, grad, query) if wanted else None,
+            None,
+            _sums(table, rows, grad) if asked else None,
+        )
 
 
 class _SumRows(torch.autograd.Function):
@@ -77,7 +85,12 @@ class _SumRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         table, rows, weight = ctx.saved_tensors
-        return _spread(table, rows, weight, grad), None, None if weight is None else _dots(table, rows, grad)
+        wanted, _, weighted = ctx.needs_input_grad
+        return (
+            _spread(table, rows, weight, grad) if wanted else None,
+            None,
+            _dots(table, rows, grad) if weighted else None,
+        )
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -101,15 +114,43 @@ def _sums(table: Tensor, rows: Tensor, weight: Tensor | None) -> Tensor:
 
 def _spread(table: Tensor, rows: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
     """Adds to each row of a table the vectors of those who named it, weighted."""
+    return torch.ops.mnemograph.add_to_rows(x, rows, weight, len(table))
+
+
+# One operator, so that the bill is the same on every device, however its additions are put in order.
+torch.library.define(
+    "mnemograph::add_to_rows", "(Tensor x, Tensor rows, Tensor? weight, int n_rows) -> Tensor"
+)
+
+
+@torch.library.impl("mnemograph::add_to_rows", "CompositeExplicitAutograd")
+def _add_to_rows(x: Tensor, rows: Tensor, weight: Tensor | None, n_rows: int) -> Tensor:
     n, k = rows.shape
     if rows.is_cuda or not rows.numel():
         parts = x[:, None].expand(n, k, -1) if weight is None else weight[..., None] * x[:, None]
-        return torch.zeros_like(table).index_add_(0, rows.flatten(), parts.flatten(0, 1))
+        return x.new_zeros(n_rows, x.shape[1]).index_add_(0, rows.flatten(), parts.flatten(0, 1))
     # Who named each row, row after row: then sums of bags, which make no vector for every name as index_add_ needs,
     # a third of its time on a CPU. A GPU adds in any order, and waits for its longest bag. Few bits sort fast.
-    small = torch.int16 if len(table) <= 1 << 15 else torch.int32
+    small = torch.int16 if n_rows <= 1 << 15 else torch.int32
     named, order = torch.sort(rows.flatten().to(small))
-    first = torch.searchsorted(named, torch.arange(len(table), dtype=small, device=rows.device))
+    first = torch.searchsorted(named, torch.arange(n_rows, dtype=small, device=rows.device))
     weight = None if weight is None else weight.flatten().index_select(0, order)
     who = order.div_(k, rounding_mode="floor")
     return F.embedding_bag(who, x, first, mode="sum", per_sample_weights=weight)
+
+
+@register_flop_formula(torch.ops.mnemograph.add_to_rows)
+def _flops(
+    x: torch.Size, rows: torch.Size, weight: torch.Size | None, n_rows: int, *_: Any, **__: Any
+) -> int:
+    """An addition an element put in, and a product where it is weighted."""
+    return rows.numel() * x[1] * (1 if weight is None else 2)
+
+
+def _bytes(x: Tensor, rows: Tensor, weight: Tensor | None, n_rows: int, **_: Any) -> int:
+    """A vector for every name, the names, their weights, and the table that comes out."""
+    vectors = (rows.numel() + n_rows) * x.shape[1] * x.element_size()
+    return vectors + sum(part.numel() * part.element_size() for part in (rows, weight) if part is not None)
+
+
+_flops.bytes_formula = _bytes  # type: ignore[attr-defined]

@@ -86,7 +86,7 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
     corpus = load_corpus(study.data)
     with Results(out, corpus.fingerprint, study.name, fresh=arguments.fresh) as results:
         _check(results, runs, workspace.revision, arguments.allow_mixed)
-        check_sizes(runs, study.arm_table, corpus.vocab_size)
+        check_sizes(runs, study.arm_table, corpus)
         for note in results.notes:
             print(f"Note: {note}", file=sys.stderr)
         pending = [planned for planned in runs if planned.key(corpus.fingerprint) not in results.finished]

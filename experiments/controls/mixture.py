@@ -96,7 +96,7 @@ def cross_fitted_nats(
     *,
     scored: Bool[np.ndarray, "n time"] | None = None,
 ) -> Float[np.ndarray, "n time"]:
-    """The mixture's loss on the split it is fitted on: every other window takes its weights from the rest.
+    """The mixture's loss on the split it is fitted on: every other row takes its weights from the rest.
 
     For the validation loss, where the weights would otherwise have seen the targets they are scored on.
     """

@@ -54,10 +54,11 @@ def fit_power_law(log_amounts: Floats, losses: Floats) -> tuple[Floats, Floats, 
     floors = losses.min(axis=1)[:, None] * FLOORS
     logs = np.log(losses[:, None, :] - floors[..., None])
     centred = log_amounts - log_amounts.mean(axis=1, keepdims=True)
-    slope = (logs * centred[:, None]).sum(-1) / (centred**2).sum(-1)[:, None]
-    start = logs.mean(-1) - slope * log_amounts.mean(1)[:, None]
+    slope = np.einsum("dfp,dp->df", logs, centred) / (centred**2).sum(-1)[:, None]
+    start = np.einsum("dfp->df", logs) / logs.shape[-1] - slope * log_amounts.mean(1)[:, None]
     fitted = floors[..., None] + np.exp(start[..., None] + slope[..., None] * log_amounts[:, None])
-    chosen = ((fitted - losses[:, None]) ** 2).sum(-1).argmin(axis=1)
+    missed = fitted - losses[:, None]
+    chosen = np.einsum("dfp,dfp->df", missed, missed).argmin(axis=1)
     draws = np.arange(len(losses))
     return floors[draws, chosen], start[draws, chosen], -slope[draws, chosen]
 

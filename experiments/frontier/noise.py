@@ -12,7 +12,7 @@ from scipy import stats
 
 from experiments.frontier.cells import Cell, Table
 
-# With fewer degrees of freedom than this at one budget, the spread of all budgets is pooled instead.
+# A spread estimated with fewer degrees of freedom than this is not used by itself.
 ENOUGH = 4
 CONFIDENCE = 0.95
 
@@ -43,16 +43,23 @@ def noise_of(cell: Cell, table: Table) -> Noise:
     """Spread of a cell's test loss.
 
     Trained arms pool with all trained cells of their budget, or of every budget where that gives fewer
-    than four degrees of freedom. An arm derived from another run (memory switched off, counts mixed in) is
+    than four degrees of freedom; an arm whose own seeds, over all budgets, give a wider interval keeps its own spread,
+    for arms differ in it. An arm derived from another run (memory switched off, counts mixed in) is
     noisy in its own way and pools with itself over the budgets; with one seed it borrows the trained spread.
     """
-    if cell.derived:
-        own = pool(other.losses("test") for other in table.cells if other.name == cell.name)
-        if own.df > 1:
-            return own
+    own = pool(other.losses("test") for other in table.cells if other.name == cell.name)
+    if cell.derived and own.df > 1:
+        return own
     trained = [other for other in table.cells if not other.derived]
     here = pool(other.losses("test") for other in trained if other.budget == cell.budget)
-    return here if here.df >= ENOUGH else pool(other.losses("test") for other in trained)
+    return _wider(here if here.df >= ENOUGH else pool(other.losses("test") for other in trained), own)
+
+
+def _wider(common: Noise, own: Noise) -> Noise:
+    """The one that gives the wider interval: calm arms must not lend their spread to a restless one."""
+    if own.df < ENOUGH:
+        return common
+    return max(common, own, key=lambda noise: noise.half_width(1) or 0.0)
 
 
 def shared_part(table: Table) -> float:
@@ -91,12 +98,14 @@ def paired_gain(cell: Cell, control: Cell, pairs: Sequence[tuple[Cell, Cell]]) -
     Args:
         cell: the arm.
         control: what it has to beat.
-        pairs: every (arm, control) pair of the study whose spread of differences is pooled.
+        pairs: every (arm, control) pair of the study whose spread of differences is pooled; where the arm's own
+            give a wider interval, theirs is taken.
     """
     seeds = set(cell.seeds) & set(control.seeds)
     if not seeds:
         return control.loss("test") - cell.loss("test"), None
-    noise = pool(_differences(arm, against) for arm, against in pairs)
+    own = pool(_differences(arm, against) for arm, against in pairs if arm.name == cell.name)
+    noise = _wider(pool(_differences(arm, against) for arm, against in pairs), own)
     return float(_differences(cell, control).mean()), noise.half_width(len(seeds))
 
 

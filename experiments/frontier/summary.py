@@ -40,8 +40,9 @@ def summarize(rows: Iterable[Row], *, allow_mixed: bool = False) -> dict[str, An
     Returns:
         JSON-safe values: ``study``, ``fingerprint``, ``budgets``, ``axes``, and ``arms[NAME][BUDGET]`` with
         the axes (``multiplier``, ``low``, ``high``, ``bound``, ``beyond``), ``bits_per_byte`` (``mean``,
-        ``low``, ``high``), ``control``, ``regime``, ``arm``, ``width``, ``seeds``, ``gain_over_counts`` and
-        ``copying``. A missing number is ``None``, never NaN.
+        ``low``, ``high``), ``heldout`` (mean bits per byte on sources that train has nothing of), ``control``,
+        ``regime``, ``arm``, ``width``, ``seeds``, ``gain_over_counts`` and ``copying``. A missing number is
+        ``None``, never NaN.
 
     Raises:
         ResultsError: when the rows cannot be compared.
@@ -83,6 +84,7 @@ def _cell(cell: Cell, table: Table, shared: float) -> dict[str, Any]:
         "width": cell.width,
         "seeds": list(cell.seeds),
         "gain_over_counts": _gain(cell, table),
+        "heldout": _heldout(cell),
         "copying": _copying(cell),
         "amounts": {axis: _mean(cell.amounts(column)) for axis, column in AXES.items()},
     }
@@ -155,6 +157,12 @@ def _control_to_beat(cell: Cell, table: Table) -> Cell | None:
         if control is not None and control.arm == CONTROL_TO_BEAT and control.regime == cell.regime:
             return control
     return None
+
+
+def _heldout(cell: Cell) -> float | None:
+    if not all("heldout" in row["losses"] for row in cell.runs):
+        return None
+    return _mean(cell.losses("heldout"))
 
 
 def _copying(cell: Cell) -> dict[str, float] | None:

@@ -55,8 +55,9 @@ COUNTING = (
         "about inference has to hold both ways. FLOPs per token at inference include the search."
     ),
     (
-        "Intervals are 95 %, over seeds, by parametric bootstrap with the spread pooled over cells, "
-        "since two to five seeds are too few to resample. They speak of seeds: not of other corpora, "
+        "Intervals are 95 %, over seeds, by parametric bootstrap with the spread pooled over the arms "
+        "of a budget, since two to five seeds are too few to resample; where an arm's own seeds over all "
+        "budgets give a wider interval, its own spread is taken. They speak of seeds: not of other corpora, "
         "other sizes, or of rates that were not tried. Seconds are those of the machine that ran the "
         "study, with whatever else it was doing."
     ),
@@ -65,6 +66,12 @@ COUNTING = (
         "corpus” it holds all training text, and so do its controls; what is gained there is access "
         "to data, not architecture, and the two regimes never share a row."
     ),
+)
+
+GENERALISATION = (
+    "The same models on sources of which the training text, and so every store, holds nothing: for code, whole "
+    "packages. The test text is other files of the sources trained on: what an arm gains there and not elsewhere it "
+    "owes to the likeness of its files."
 )
 
 COPYING = (

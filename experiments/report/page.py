@@ -40,6 +40,7 @@ def page(
         sections.arms(summary),
         sections.multipliers(summary),
         sections.controls(summary),
+        sections.generalisation(summary),
         sections.copying(summary),
         bill.bill(results),
         bill.settings(results),

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.frontier import AXES, CONTROL_TO_BEAT, DENSE, answer, budget_key, verdict
 from experiments.frontier.decisions import copies, decision_on
 from experiments.frontier.wording import AXIS_NAMES, interval_text, multiplier_text, seeds_text
-from experiments.report.explain import CONTROLS, COPYING, QUESTION
+from experiments.report.explain import CONTROLS, COPYING, GENERALISATION, QUESTION
 from experiments.report.figure import DARK, draw, to_bytes
 from experiments.report.markup import Markup, join, table, tag
 from experiments.report.units import amount, seconds
@@ -156,7 +156,12 @@ def controls(summary: Summary) -> Markup:
         return join(
             [tag("h2", "Controls"), tag("p", "No control has run: nothing can be claimed.", class_="warning")]
         )
-    ran = {entry["arm"] for _, _, entry in _entries(summary, ("none", *TITLES)) if entry["control"]}
+    # "memory off" is a control of an arm, and is named after it.
+    ran = {
+        entry["arm"].rsplit(", ", 1)[-1]
+        for _, _, entry in _entries(summary, ("none", *TITLES))
+        if entry["control"]
+    }
     meanings = [tag("li", tag("strong", arm), ": ", CONTROLS[arm]) for arm in CONTROLS if arm in ran]
     missing = [arm for arm in CONTROLS if arm not in ran]
     return join(
@@ -170,6 +175,36 @@ def controls(summary: Summary) -> Markup:
                 caption="What the controls reach.",
                 numeric=range(1, 4),
             ),
+        ]
+    )
+
+
+def generalisation(summary: Summary) -> Markup:
+    """Losses on sources never trained on, where the corpus has such."""
+    dense = summary["arms"][DENSE]
+    body = []
+    for name, budget, entry in _entries(summary, ("none", *TITLES)):
+        if entry["heldout"] is None:
+            continue
+        test = entry["bits_per_byte"]["mean"]
+        gains = [dense[budget]["bits_per_byte"]["mean"] - test, dense[budget]["heldout"] - entry["heldout"]]
+        body.append(
+            [
+                _label(name, entry),
+                budget,
+                f"{test:.3f}",
+                f"{entry['heldout']:.3f}",
+                *("-" if name == DENSE else _number(f"{gain:+.3f}") for gain in gains),
+            ]
+        )
+    if not body:
+        return Markup("")
+    head = ["arm", "budget", "bits per byte, test", "elsewhere", "gain over dense, test", "elsewhere"]
+    return join(
+        [
+            tag("h2", "On sources never trained on"),
+            tag("p", GENERALISATION),
+            table(head, body, caption="Means over seeds.", numeric=range(1, 6)),
         ]
     )
 

@@ -147,13 +147,13 @@ class _DenseAttention(torch.autograd.Function):
         heard = _product(share, entry)
         if null is not None:
             heard.addcmul_(weight[..., k:].to(null.dtype), null)
-        ctx.save_for_backward(entry, query, null, score, margin, weight, share)
+        ctx.save_for_backward(entry, query, trust, null, score, margin, weight, share)
         return heard
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[override]
-        entry, query, null, score, margin, weight, share = ctx.saved_tensors
+        entry, query, trust, null, score, margin, weight, share = ctx.saved_tensors
         k = entry.shape[1]
         wanted = torch.empty_like(weight)
         wanted[..., :k] = _product(grad, entry.mT)
@@ -170,7 +170,11 @@ class _DenseAttention(torch.autograd.Function):
             kept, asked = weight[..., k:].to(grad.dtype), logit[..., k:].to(grad.dtype)
             grad_query.addcmul_(asked, null)
             grad_null = kept.flatten() @ grad.flatten(0, 1) + asked.flatten() @ query.flatten(0, 1)
-        return grad_entry, grad_query, grad_trust, grad_null, None, None, None
+        of_scores = [
+            (body * trust[..., i, None]).sum(1) if needed else None
+            for i, needed in enumerate(ctx.needs_input_grad[4:6], start=1)
+        ]
+        return grad_entry, grad_query, grad_trust, grad_null, *of_scores, None
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

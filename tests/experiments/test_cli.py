@@ -12,6 +12,7 @@ import pytest
 
 import experiments.compare
 import experiments.run
+import experiments.step
 import experiments.workspace
 from experiments.cli import COMMANDS, main
 from experiments.errors import RunError
@@ -158,7 +159,9 @@ def test_sizes_that_make_no_run_are_one_line(
         "ngram",
     ]
     assert "pays for no step" in _refused([*common, "--budgets", "1e6"], capsys)
-    assert "width 31" in _refused([*common, "--widths", "31"], capsys)
+    assert "width 31: d_model=31 cannot" in (said := _refused([*common, "--widths", "31"], capsys))
+    assert "such as 32" in said
+    assert "Bring more text, or lower --budgets" in _refused([*common, "--budgets", "1e12"], capsys)
 
 
 def test_a_failure_nobody_foresaw_is_one_line_and_code_1(
@@ -237,6 +240,7 @@ def _here(
 def _untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of invented numbers, in this process, of one revision."""
     monkeypatch.setattr(experiments.run, "execute", fake_cli.execute)
+    monkeypatch.setattr(experiments.step, "check_sizes", fake_cli.check_sizes)
     monkeypatch.setattr(experiments.compare, "schedule", _here)
     monkeypatch.setattr(experiments.workspace.Workspace, "revision", "0123abc", raising=True)
 
@@ -322,6 +326,7 @@ def test_when_no_run_finishes_the_reason_is_told(
         return [Failed(1, run, "no luck") for run in runs]
 
     monkeypatch.setattr(experiments.compare, "carry_out", give_up)
+    monkeypatch.setattr(experiments.step, "check_sizes", fake_cli.check_sizes)
     assert main(_compare(text, tmp_path / "out")) == 2
     assert "no run finished. The first: dense, seed 0, width" in capsys.readouterr().err
 

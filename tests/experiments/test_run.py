@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 import wandb
 
 from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS
-from experiments.data import TextCorpus
+from experiments.data import CorpusError, TextCorpus
 from experiments.errors import RunError
 from experiments.evaluation import read_bill
 from experiments.run import Run, execute
 from experiments.workspace import Workspace
 from mann import Transformer
+from tests.experiments.data import toy
 
 SETTINGS = {"layers": 2, "heads": 2, "batch": 2, "time": 32, "k": 4, "evaluation_tokens": 512}
 BUDGET = 1.2e10
@@ -88,6 +90,39 @@ def test_a_run_repeats_itself_to_the_bit(workspace: Workspace) -> None:
     first, second = (execute(run_of("ngram", NO_STORE), workspace)[0] for _ in range(2))
     assert first["losses"] == second["losses"]
     assert first["flops"] == second["flops"]
+
+
+@pytest.mark.parametrize("stopped", ["train", "evaluate"])
+def test_a_stopped_run_goes_on_from_its_checkpoint(
+    stopped: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of("knn", SAME_TOKENS, budget=2e9)
+    whole = execute(run, workspace)
+    monkeypatch.setattr("experiments.training.CHECKPOINT_FLOPS", 0)
+    monkeypatch.setattr("experiments.training.CHECKPOINT_STEPS", 16)
+    trained = []
+
+    def progress(stage: str, share: float) -> None:
+        trained.append(share) if stage == "train" else None
+        if stage == stopped and share >= (0.5 if stage == "train" else 0):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, workspace, progress)
+    assert list(workspace.out.rglob("last.ckpt"))
+    trained.clear()
+    again = execute(run, workspace, lambda stage, share: trained.append(share) if stage == "train" else None)
+    assert all(share > 0.4 for share in trained)
+    assert [row["losses"] for row in again] == [row["losses"] for row in whole]
+    assert not list(workspace.out.rglob("last.ckpt"))
+
+
+def test_held_out_text_shorter_than_a_window_is_found_before_training(workspace: Workspace) -> None:
+    stages = []
+    workspace.corpus = replace(workspace.corpus, valid=toy.split(0, name="valid", n=1, longest=20))
+    with pytest.raises(CorpusError, match="split 'valid' has"):
+        execute(run_of("dense", NO_STORE), workspace, lambda stage, share: stages.append(stage))
+    assert "train" not in stages
 
 
 def test_counting_changes_no_number_and_arms_share_their_data(workspace: Workspace) -> None:

@@ -1,16 +1,18 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.arms import ARMS, Arm
-from experiments.data import CodeCorpus
+from experiments.data import CodeCorpus, CorpusError
 from experiments.errors import RunError
 from experiments.run import DEFAULTS, Run
 from experiments.step import check_sizes, step_bill
 from experiments.studies import study_names
 from experiments.study import Study, load_study
+from tests.experiments.data import toy
 
 STUDY: dict[str, Any] = {
     "data": CodeCorpus(),
@@ -231,9 +233,15 @@ def test_the_bill_of_a_step_grows_with_the_sizes() -> None:
 def test_sizes_that_make_no_run_are_found_before_training() -> None:
     settings = {**DEFAULTS, "batch": 1, "time": 32, "layers": 1, "heads": 3}
     odd = Run("tried", "dense", "none", 0, 32, 1e12, settings)
+    text = toy.corpus(n=200)
     with pytest.raises(RunError, match=r"dense at width 32: .*heads"):
-        check_sizes([odd], ARMS, 300)
+        check_sizes([odd], ARMS, text)
     poor = Run("tried", "dense", "none", 0, 48, 1e3, settings)
     with pytest.raises(RunError, match=r"a budget of 1e\+03 FLOPs pays for no step.*--budgets"):
-        check_sizes([poor], ARMS, 300)
-    check_sizes([Run("tried", "dense", "none", 0, 48, 1e12, settings)], ARMS, 300)
+        check_sizes([poor], ARMS, text)
+    fitting = Run("tried", "dense", "none", 0, 48, 3e8, settings)
+    check_sizes([fitting], ARMS, text)
+    with pytest.raises(RunError, match=r"train on [\d,]+ tokens, but the text has [\d,]+, enough for"):
+        check_sizes([fitting, replace(fitting, budget=1e12)], ARMS, text)
+    with pytest.raises(CorpusError, match="split 'valid' has"):
+        check_sizes([fitting], ARMS, replace(text, valid=toy.split(1, name="valid", n=1)))

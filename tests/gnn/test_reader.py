@@ -31,12 +31,12 @@ def test_fused_equals_message_passing(edges, n_layers, null_sink, vocab_size):
         reader = build(
             edges=edges, n_layers=n_layers, null_sink=null_sink, vocab_size=vocab_size, fused=fused
         )
-        inputs = x.clone().requires_grad_()
-        update = reader(inputs, neighbors, window, stamps)
+        inputs, scores = x.clone().requires_grad_(), neighbors.scores.clone().requires_grad_()
+        update = reader(inputs, dataclasses.replace(neighbors, scores=scores), window, stamps)
         weight = torch.randn(update.shape, generator=torch.Generator().manual_seed(3), dtype=update.dtype)
         (update * weight).sum().backward()
         grads = {name: parameter.grad for name, parameter in reader.named_parameters()}
-        results.append({"update": update.detach(), "x": inputs.grad, **grads})
+        results.append({"update": update.detach(), "x": inputs.grad, "scores": scores.grad, **grads})
     naive, fast = results
     assert naive.keys() == fast.keys()
     assert naive["update"].abs().max() > 0.1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from experiments.ledger import Ledger
 from retrieval.rows import match_rows, sum_rows
 
 
@@ -41,3 +42,28 @@ def test_a_second_derivative_is_refused_in_words() -> None:
         (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             first.sum().backward()
+
+
+def test_without_weights_rows_are_added_up() -> None:
+    _, weight, table, rows = _inputs(4, 6)
+    ours, plain = sum_rows(table, rows), sum_rows(table, rows, torch.ones_like(weight))
+    torch.testing.assert_close(ours, table[rows].sum(-2))
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), table) for y in (ours, plain)))
+
+
+def test_a_table_of_many_rows_needs_wider_numbers() -> None:
+    table = torch.zeros(70_000, 2, requires_grad=True)
+    rows = torch.tensor([[0, 69_999], [40_000, 69_999]])
+    (found,) = torch.autograd.grad(sum_rows(table, rows).sum(), table)
+    assert found[[0, 40_000, 69_999]].tolist() == [[1, 1], [1, 1], [2, 2]]
+    assert found.sum() == 8
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_putting_gradients_into_a_table_costs_a_product_and_a_sum_an_element(device: str) -> None:
+    query, weight, table, rows = (x.detach().to(device) for x in _inputs(5, 3))
+    table.requires_grad_()
+    with Ledger() as ledger:
+        (match_rows(table, rows, query).sum() + sum_rows(table, rows, weight).sum()).backward()
+    assert ledger.by_operator["mnemograph.add_to_rows"] == 2 * (2 * 5 * 3 * 8)
+    assert ledger.matmul_flops == 2 * 5 * 3 * 8
