@@ -17,6 +17,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 __all__ = ["match_rows", "sum_rows"]
 
+PIECE = 256
+
 
 def match_rows(
     table: Float[Tensor, "vocab width"], rows: Int[Tensor, "*batch k"], query: Float[Tensor, "*batch width"]
@@ -100,8 +102,13 @@ def _flat(x: Tensor) -> Tensor:
 
 def _dots(table: Tensor, rows: Tensor, query: Tensor) -> Tensor:
     result = query.new_empty(len(rows), 1, rows.shape[1])
-    # Autocast leaves products into a given result alone; for it the rows would have to be cast first.
-    torch.bmm(query[:, None], F.embedding(rows, table).mT, out=result)
+    # In pieces, whose rows stay in a CPU's cache until they are multiplied.
+    size = len(rows) if rows.is_cuda else PIECE
+    for asked, named, out in zip(
+        query[:, None].split(size), rows.split(size), result.split(size), strict=True
+    ):
+        # Autocast leaves products into a given result alone; for it the rows would have to be cast first.
+        torch.bmm(asked, F.embedding(named, table).mT, out=out)
     return result.squeeze(1)
 
 
