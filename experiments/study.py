@@ -38,7 +38,8 @@ class Study:
         budgets: Training FLOPs, everything counted.
         seeds: Each decides initial weights and order of data.
         whole_corpus: Arms that may look up all of the training text; another question, so never in one row.
-        controls: Arms that explain the others; those with a store run in each regime that is compared.
+        controls: Arms that explain the others, at the largest budget; those with a store run in each regime that is
+            compared.
         control_seeds: How many of the seeds the controls run with.
         reach: Budgets only dense runs at, below and above the others, so that multipliers on both sides of 1
             can be read off the frontier; with the first seed, the spread being known from the other budgets.
@@ -188,13 +189,13 @@ class Study:
         for budget in rising:
             for width in self.widths_at(budget):
                 yield from self._at(dense, [budget], first, width)
-        yield from self._at(controls, falling, first)
+        yield from self._at(controls, falling[:1], first)
         # Long runs before short ones from here on, so that no worker is left with a long one at the end.
         for rank, seed in enumerate(others, start=1):
             yield from self._at(dense, falling, seed)
             yield from self._at([*same, *whole], falling, seed)
             if rank < self.control_seeds:
-                yield from self._at(controls, falling, seed)
+                yield from self._at(controls, falling[:1], seed)
 
     def _at(
         self, arms: Sequence[tuple[Arm, str]], budgets: Sequence[float], seed: int, width: int | None = None

@@ -193,8 +193,8 @@ def _dense_width(cell: Cell, table: Table) -> dict[str, Any]:
 def _missing(table: Table) -> list[str]:
     """What other arms have and one arm lacks, in words; budgets that only dense ran are no gap.
 
-    Controls are held against each other: a study may give them fewer seeds. What is derived from a run lacks what
-    that run lacks, which is said once.
+    Controls are held against each other: a study may give them fewer budgets and seeds. What is derived from a run
+    lacks what that run lacks, which is said once.
     """
     compared = [cell for cell in table.cells if cell.name != DENSE]
     budgets = sorted({cell.budget for cell in compared})
@@ -203,9 +203,13 @@ def _missing(table: Table) -> list[str]:
         control: {seed for cell in trained if cell.control == control for seed in cell.seeds}
         for control in (False, True)
     }
+    controls = tuple({cell.arm for cell in trained if cell.control})
+    controlled = {cell.budget for cell in trained if cell.control}
     gaps: list[str] = []
     for name in table.names:
         for budget in budgets:
+            if budget not in controlled and table.of(name)[0].arm.startswith(controls):
+                continue
             cell = table.best(name, budget)
             place = f"{name} at {budget_key(budget)}"
             if cell is None:

@@ -75,6 +75,7 @@ def test_what_is_compared_comes_before_other_widths_and_controls() -> None:
     ]
     controls = [n for n, run in enumerate(runs) if run.arm == "shuffled edges"]
     assert arms < min(others) < min(controls)
+    assert {runs[n].budget for n in controls} == {3e12}
 
 
 def test_later_seeds_run_long_ones_first() -> None:
