@@ -296,7 +296,7 @@ def trainer_and_bare_loop(width: int, layers: int, item: dict[str, Tensor], step
 
 def lightning_overhead(repeats: int, steps: int = 80) -> Iterator[dict[str, Any]]:
     """One module trained by ``lightning.Trainer`` and by a bare loop, step by step: bfloat16, vocabulary 2,048."""
-    for width, layers, rows in ((64, 3, 8), (128, 3, 8)):
+    for width, layers, rows in ((64, 3, 8), (128, 3, 8), (256, 4, 8)):
         tokens, targets = batch(2048, rows)
         item = {"tokens": tokens, "targets": targets}
         turns = [trainer_and_bare_loop(width, layers, item, steps) for _ in range(repeats)]
