@@ -63,12 +63,13 @@ def check_sizes(runs: Sequence[Run], arms: Mapping[str, Arm], corpus: Corpus) ->
         CorpusError: If a split is shorter than a window.
     """
     dense = arm_named(DENSE, arms)
-    costs: dict[str, int] = {}
+    costs: dict[tuple[Any, ...], int] = {}
+    held: dict[int, int] = {}
     # The least budgets first: they are the ones that may pay for nothing.
     for run in sorted((run for run in runs if run.arm == DENSE), key=lambda run: run.budget):
         settings = DEFAULTS | dict(dense.settings) | dict(run.settings)
         batch, time = settings["batch"], settings["time"]
-        shape = f"{run.width} {settings['layers']} {settings['heads']} {batch} {time}"
+        shape = (run.width, settings["layers"], settings["heads"], batch, time)
         if shape not in costs:
             costs[shape] = step_bill(dense, corpus.vocab_size, run.width, run.settings).flops
         if run.budget < costs[shape]:
@@ -76,12 +77,13 @@ def check_sizes(runs: Sequence[Run], arms: Mapping[str, Arm], corpus: Corpus) ->
                 f"a budget of {run.budget:.3g} FLOPs pays for no step: a dense model of width {run.width} takes "
                 f"{costs[shape]:.3g} for one. Raise --budgets, or lower --widths"
             )
-        windows = {name: len(Windows(split, time)) for name, split in corpus.splits.items()}
+        if time not in held:
+            held[time] = {name: len(Windows(split, time)) for name, split in corpus.splits.items()}["train"]
         wanted = int(run.budget / costs[shape]) * batch
-        if wanted > windows["train"]:
-            enough = run.budget * windows["train"] / wanted
+        if wanted > held[time]:
+            enough = run.budget * held[time] / wanted
             raise RunError(
-                f"{run.label()} would train on {wanted * time:,} tokens, but the text has {windows['train'] * time:,}, "
+                f"{run.label()} would train on {wanted * time:,} tokens, but the text has {held[time] * time:,}, "
                 f"enough for {enough:.1e} FLOPs. Bring more text, or lower --budgets: dense runs go 3.3 times beyond "
                 "the largest"
             )

@@ -181,22 +181,18 @@ def controls(summary: Summary) -> Markup:
 
 def generalisation(summary: Summary) -> Markup:
     """Losses on sources never trained on, where the corpus has such."""
-    dense = summary["arms"][DENSE]
     body = []
     for name, budget, entry in _entries(summary, ("none", *TITLES)):
         if entry["heldout"] is None:
             continue
-        test = entry["bits_per_byte"]["mean"]
-        gains = [dense[budget]["bits_per_byte"]["mean"] - test, dense[budget]["heldout"] - entry["heldout"]]
-        body.append(
-            [
-                _label(name, entry),
-                budget,
-                f"{test:.3f}",
-                f"{entry['heldout']:.3f}",
-                *("-" if name == DENSE else _number(f"{gain:+.3f}") for gain in gains),
-            ]
-        )
+        losses = entry["bits_per_byte"]["mean"], entry["heldout"]
+        gains = ["-", "-"]
+        # Partial results may lack dense at a budget.
+        dense = summary["arms"][DENSE].get(budget)
+        if name != DENSE and dense is not None and dense["heldout"] is not None:
+            references = dense["bits_per_byte"]["mean"], dense["heldout"]
+            gains = [f"{reference - loss:+.3f}" for reference, loss in zip(references, losses, strict=True)]
+        body.append([_label(name, entry), budget, *(f"{loss:.3f}" for loss in losses), *gains])
     if not body:
         return Markup("")
     head = ["arm", "budget", "bits per byte, test", "elsewhere", "gain over dense, test", "elsewhere"]

@@ -1,5 +1,7 @@
 """Spreads: what arms lend each other, and what a restless arm keeps for itself."""
 
+from typing import Any
+
 import numpy as np
 
 from experiments.frontier.cells import tabulate
@@ -7,13 +9,17 @@ from experiments.frontier.noise import noise_of, paired_gain, pool
 from tests.experiments import synthetic
 
 
-def test_an_arm_more_restless_than_the_others_keeps_its_own_spread() -> None:
-    rows = synthetic.rows(shared=0.0, noise=0.002)
-    rng = np.random.default_rng(1)
+def _rows_with_a_restless_graph(seed: int, **others: float) -> list[dict[str, Any]]:
+    rows = synthetic.rows(noise=0.002, **others)
+    rng = np.random.default_rng(seed)
     for row in rows:
         if row["arm"] == "graph" and row["regime"] == "same tokens":
             row["losses"]["test"]["bits_per_byte"] += 0.03 * rng.standard_normal()
-    table = tabulate(rows)
+    return rows
+
+
+def test_an_arm_more_restless_than_the_others_keeps_its_own_spread() -> None:
+    table = tabulate(_rows_with_a_restless_graph(1, shared=0.0))
     calm, restless = (
         next(cell for cell in table.cells if cell.name == name and cell.budget == 3e12)
         for name in ("ngram", "graph")
@@ -25,12 +31,7 @@ def test_an_arm_more_restless_than_the_others_keeps_its_own_spread() -> None:
 
 
 def test_the_gain_of_a_restless_arm_is_as_uncertain_as_its_own_pairs() -> None:
-    rows = synthetic.rows(noise=0.002)
-    rng = np.random.default_rng(2)
-    for row in rows:
-        if row["arm"] == "graph":
-            row["losses"]["test"]["bits_per_byte"] += 0.03 * rng.standard_normal()
-    table = tabulate(rows)
+    table = tabulate(_rows_with_a_restless_graph(2))
     cells = {(cell.name, cell.budget): cell for cell in table.cells if len(cell.seeds) == 3}
     pairs = [
         (cells[name, budget], cells["dense + counts", budget])

@@ -18,6 +18,7 @@ from experiments.report import print_table, write_report
 from experiments.report.figure import DARK, draw, to_bytes
 from experiments.report.marks import LIGHT, marks
 from experiments.report.markup import VOID, tag
+from experiments.report.sections import generalisation
 from experiments.report.units import amount, seconds, share
 from tests.experiments.synthetic import ARMS, rows
 
@@ -356,3 +357,20 @@ def test_units_read_well():
 def test_markup_escapes_text_and_attributes():
     assert tag("p", "<b>", class_='a"b') == '<p class="a&quot;b">&lt;b&gt;</p>'
     assert tag("p", tag("b", "x")) == "<p><b>x</b></p>"
+
+
+def test_losses_elsewhere_are_shown_where_there_are_any_even_without_dense_beside_them():
+    table = rows()
+    partial = [row for row in table if not (row["arm"] == "dense" and row["budget"] == 1e12)]
+    for row in partial:
+        row["losses"]["heldout"] = {"bits_per_byte": row["losses"]["test"]["bits_per_byte"] + 0.1}
+    page = Reading()
+    page.feed(generalisation(summarize(partial)))
+    shown = {tuple(cells[:2]): cells[2:] for cells in page.rows}
+    assert shown["ngram", "1e12"][2:] == ["-", "-"]
+    test, elsewhere, *gains = map(float, shown["ngram", "3e12"])
+    assert elsewhere == pytest.approx(test + 0.1, abs=2e-3)
+    assert gains[0] == gains[1] > 0
+    for row in table:
+        del row["losses"]["heldout"]
+    assert generalisation(summarize(table)) == ""
