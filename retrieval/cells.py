@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from retrieval.encoder import ContextEncoder
 from retrieval.runtime import threads
 
 __all__ = ["ID", "Cells", "words"]
+
+# Clusters of fourth tokens, which crowded cells are split by.
+_FOURTH = 16
 
 # The bits of a word that hold the id.
 ID = 2**32 - 1
@@ -25,18 +28,22 @@ def words(scores: Float[np.ndarray, "*shape"], ids: Int[np.ndarray, "*shape"]) -
 
 
 class Cells:
-    r"""A product quantizer of the last three tokens: the coarse quantizer of :class:`retrieval.ContextSource`.
+    r"""A product quantizer of the last tokens: the coarse quantizer of :class:`retrieval.ContextSource`.
 
-    At each of the three places the vocabulary is divided into clusters of tokens that are followed by similar tokens,
-    the most frequent ones alone in theirs. A cell is a triple of clusters, as in the inverted multi-index (`Babenko and
-    Lempitsky <https://ieeexplore.ieee.org/document/6248038>`_ ), but since a place holds one of finitely many tokens,
-    its cluster is looked up instead of being computed. A query visits cells by the sum of the similarities of its
-    tokens to the three clusters.
+    At each of the last three places the vocabulary is divided into clusters of tokens that are followed by similar
+    tokens, the most frequent ones alone in theirs. A cell is a triple of clusters, as in the inverted multi-index
+    (`Babenko and Lempitsky <https://ieeexplore.ieee.org/document/6248038>`_ ), but since a place holds one of finitely
+    many tokens, its cluster is looked up instead of being computed. A query visits cells by the sum of the similarities
+    of its tokens to the three clusters.
+
+    A cell is one inverted list. Text being what it is, some triples are so frequent that one of them holds more than a
+    query should look at: such a cell is split into a list for each cluster of the fourth token, which a query visits by
+    the similarity of its own.
 
     Args:
         encoder: Gives tokens their vectors and places their weights.
-        clusters: Number of clusters at each place.
-        reach: How many clusters a query considers at each place.
+        clusters: Number of clusters at each of the three places.
+        reach: How many clusters a query considers at each of them.
         seed: Of the clustering.
     """
 
@@ -53,7 +60,8 @@ class Cells:
         self._nearest: list[np.ndarray] = []
         self._score: list[np.ndarray] = []
         with threads(1):  # as in the encoder: what is built follows from the inputs alone
-            for place, (wanted, near) in enumerate(zip(clusters, reach, strict=True)):
+            places = zip((*clusters, _FOURTH), (*reach, _FOURTH + 1), strict=True)
+            for place, (wanted, near) in enumerate(places):
                 cluster, centers = self._divide(min(wanted, encoder.vocab_size), seed + place)
                 similar = encoder.blend * encoder.vectors @ centers.T
                 similar[np.arange(len(cluster)), cluster] += 1 - encoder.blend
@@ -63,7 +71,7 @@ class Cells:
                 self._of.append(cluster)
                 self._nearest.append(nearest)
                 self._score.append(np.take_along_axis(similar, nearest, 1))
-        self.shape = tuple(int(cluster.max()) + 1 for cluster in self._of)
+        self.shape = tuple(int(cluster.max()) + 1 for cluster in self._of[:3])
         self.n = int(np.prod(self.shape))
 
     def _divide(self, wanted: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +119,7 @@ class Cells:
     @property
     def nearest_flops(self) -> int:
         """Operations of choosing one query's cells."""
-        return 2 * int(np.prod([table.shape[1] for table in self._nearest]))
+        return 2 * int(np.prod([table.shape[1] for table in self._nearest[:3]]))
 
     def alike(self, context: Int[np.ndarray, "n three"]) -> Int[np.ndarray, "n m"]:
         """All cells of the clusters a query considers for its last token, best first."""
@@ -119,3 +127,55 @@ class Cells:
         return (self._nearest[0][context[:, 0]][:, :, None] * under + np.arange(under)).reshape(
             len(context), -1
         )
+
+    def fourth(self, context: Int[np.ndarray, "n four"]) -> UInt8[np.ndarray, " n"]:
+        """Cluster of the fourth token of contexts."""
+        return self._of[3][context[:, 3]].astype(np.uint8)
+
+    def fill(
+        self, cell: Int[np.ndarray, " n"], fourth: UInt8[np.ndarray, " n"], most: int
+    ) -> Int[np.ndarray, " n"]:
+        """Number of each stored context's list, given its cell and fourth cluster; cells of over ``most`` are split."""
+        self._held = np.bincount(cell, minlength=self.n)
+        self._width = np.where(self._held > most, int(self._of[3].max()) + 1, 1)
+        self._start = np.cumsum(self._width) - self._width
+        number = self._start[cell] + np.where(self._width[cell] > 1, fourth, 0)
+        self.sizes = np.bincount(number, minlength=int(self._width.sum()))
+        return number
+
+    def filled(self, cells: Int[np.ndarray, "n m"], scan: int) -> Int[np.ndarray, "n l"]:
+        """The first of the given cells that hold anything, up to ``scan`` entries; -1 behind them."""
+        held = self._held[cells]
+        visit = (held > 0) & (np.cumsum(held, axis=1) - held < scan)
+        return _ragged(np.nonzero(visit)[0], cells[visit], len(cells))
+
+    def lists(
+        self, cells: Int[np.ndarray, "n m"], context: Int[np.ndarray, "n four"], scan: int
+    ) -> Int[np.ndarray, "n l"]:
+        """Numbers of the lists in each query's cells, up to ``scan`` entries; -1 behind them.
+
+        Args:
+            cells: From :meth:`filled`; one choice serves all queries of the same last three tokens.
+            context: The queries.
+            scan: Entries after which a query has seen enough; the list that reaches it is the last.
+        """
+        row, place = np.nonzero(cells >= 0)
+        cell = cells[row, place]
+        width = self._width[cell]
+        part = np.arange(width.sum()) - np.repeat(np.cumsum(width) - width, width)
+        row, cell, split = (np.repeat(array, width) for array in (row, cell, width > 1))
+        number = self._start[cell]
+        number[split] += self._nearest[3][context[row[split], 3], part[split]]
+        size = self.sizes[number]
+        seen = np.cumsum(size) - size
+        seen -= seen[np.searchsorted(row, row)]
+        visit = (size > 0) & (seen < scan)
+        return _ragged(row[visit], number[visit], len(cells))
+
+
+def _ragged(row: Int[np.ndarray, " m"], value: Int[np.ndarray, " m"], n: int) -> Int[np.ndarray, "n l"]:
+    """Values of ``n`` rows, row after row, side by side; -1 where a row has no more."""
+    count = np.bincount(row, minlength=n)
+    found = np.full((n, max(1, int(count.max(initial=0)))), -1, np.int64)
+    found[np.arange(found.shape[1]) < count[:, None]] = value
+    return found

@@ -33,10 +33,10 @@ class ContextSource(Source):
     r"""FAISS over a fixed encoding of the context, its shortlist scored exactly.
 
     Three steps, each cheaper per entry than the next is exact: :class:`retrieval.cells.Cells` chooses the lists to look
-    into, with about ``scan`` entries in all; FAISS scans their 4-bit codes, a product quantizer's, by table look-up
-    (`Andre, Kermarrec and Le Scouarnec <https://arxiv.org/abs/1812.09162>`_ ) and keeps a ``shortlist``; and
-    :meth:`retrieval.ContextEncoder.kernel` gives those their score. The result comes in the order (score descending,
-    id ascending), and does not depend on the rest of the batch.
+    into, with about ``scan`` entries in all (a cell of more is split); FAISS scans their 4-bit codes, a product
+    quantizer's, by table look-up (`Andre, Kermarrec and Le Scouarnec <https://arxiv.org/abs/1812.09162>`_ ) and keeps a
+    ``shortlist``; and :meth:`retrieval.ContextEncoder.kernel` gives those their score. The result comes in the order
+    (score descending, id ascending), and does not depend on the rest of the batch.
 
     Entries of the excluded document are dropped from the shortlist. A query left with fewer than ``k`` is asked again
     with FAISS leaving them out: in the same lists, in all lists that share a cluster of its last token, and in
@@ -90,24 +90,26 @@ class ContextSource(Source):
         if n >= self.small:
             self._build(n)
         self.build_seconds = time.perf_counter() - begin
-        about = f"context-source-2 {self.clusters} {scan} {shortlist} {self.encoder.fingerprint} {passages.fingerprint}"
+        about = f"context-source-3 {self.clusters} {scan} {shortlist} {self.encoder.fingerprint} {passages.fingerprint}"
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
 
     def _build(self, n: int) -> None:
         encoder = self.encoder
         self._cells = Cells(encoder, self.clusters)
-        cell = np.empty(n, np.int32)
+        cell, fourth = np.empty(n, np.int32), np.empty(n, np.uint8)
         # In the order of the text, where contexts lie side by side; moved to their lists as whole rows afterwards.
         rows = np.empty((n, (encoder.n_codes + 1) // 2), np.uint8)
         step = 1 << 16
         for i in range(0, n, step):
             context = self._context(self._entries[i : i + step].astype(np.int64), self.depth)
             cell[i : i + step] = self._cells.of(context)
+            fourth[i : i + step] = self._cells.fourth(context)
             rows[i : i + step] = encoder.codes(context)
         row = rows.view(f"V{rows.shape[1]}").reshape(n)
-        sizes = np.bincount(cell, minlength=self._cells.n)
-        order = np.sort((cell.astype(np.int64) << 32) | np.arange(n)) & ID
-        del cell
+        number = self._cells.fill(cell, fourth, self.scan)
+        sizes = self._cells.sizes
+        order = np.sort((number << 32) | np.arange(n)) & ID
+        del cell, fourth, number
         index = self._empty()
         ends = np.cumsum(sizes)
         pending: list[np.ndarray] = []
@@ -121,16 +123,17 @@ class ContextSource(Source):
             ids = self._entries[order[filled : filled + len(codes)]].astype(np.int64)
             start = 0
             while done < len(occupied) and ends[occupied[done]] <= filled + len(codes):
-                number = int(occupied[done])
-                stop = int(ends[number]) - filled
+                at = int(occupied[done])
+                stop = int(ends[at]) - filled
                 lists.add_entries(
-                    number, stop - start, faiss.swig_ptr(ids[start:stop]), faiss.swig_ptr(codes[start:stop])
+                    at, stop - start, faiss.swig_ptr(ids[start:stop]), faiss.swig_ptr(codes[start:stop])
                 )
                 start, done = stop, done + 1
             pending, filled = [codes[start:]], filled + start
         index.ntotal = n
-        self._sizes = sizes
         self._index = faiss.IndexIVFPQFastScan(index, 32)
+        # One query after the other: all at once, as FAISS would, the shared lists are too few to pay for sorting them.
+        self._index.implem = 11
         # Codes are written, moved to their lists, and interleaved there.
         moved = n * (4 * self.depth + 8 * index.code_size + 24)
         self.build_flops |= {"cells": self._cells.flops, "add": 0}  # codes are looked up
@@ -141,7 +144,7 @@ class ContextSource(Source):
         d = self.encoder.dimensions
         self._coarse = faiss.IndexFlatIP(d)  # a place holder: lists are chosen by Cells
         index = faiss.IndexIVFPQ(
-            self._coarse, d, self._cells.n, self.encoder.n_codes, 4, faiss.METRIC_INNER_PRODUCT
+            self._coarse, d, len(self._cells.sizes), self.encoder.n_codes, 4, faiss.METRIC_INNER_PRODUCT
         )
         index.by_residual = False
         faiss.copy_array_to_vector(self.encoder.codebook.ravel(), index.pq.centroids)
@@ -164,7 +167,7 @@ class ContextSource(Source):
         if self._index is not None:
             kept = max(self.shortlist, 2 * k)
             # Queries side by side that look into the same lists.
-            order = np.argsort(self._last_three(context), kind="stable")
+            order = np.lexsort((context[:, 3], self._last_three(context)))
             for i in range(0, n, _ROWS):
                 at = order[i : i + _ROWS]
                 best[at], cost = self._approximate(
@@ -211,15 +214,6 @@ class ContextSource(Source):
         base = self.passages.vocab_size + 1
         return (context[:, 0] * base + context[:, 1]) * base + context[:, 2]
 
-    def _lists(self, cells: np.ndarray, scan: int) -> np.ndarray:
-        """The first of the given cells, until ``scan`` entries have been looked at; -1 behind them."""
-        sizes = self._sizes[cells]
-        visit = (sizes > 0) & (np.cumsum(sizes, axis=1) - sizes < scan)
-        count = visit.sum(1)
-        lists = np.full((len(cells), max(1, int(count.max()))), -1, np.int64)
-        lists[np.arange(lists.shape[1]) < count[:, None]] = cells[visit]
-        return lists
-
     def _approximate(
         self,
         context: np.ndarray,
@@ -234,7 +228,7 @@ class ContextSource(Source):
         encoder, index, n = self.encoder, self._index, len(context)
         _, first, which = np.unique(self._last_three(context), return_index=True, return_inverse=True)
         cells = choose(context[first])
-        lists = self._lists(cells, scan)[which]
+        lists = self._cells.lists(self._cells.filled(cells, scan)[which], context, scan)
         parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1])
         if selector is not None:
             parameters.sel = selector

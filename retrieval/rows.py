@@ -116,7 +116,7 @@ def _sums(table: Tensor, rows: Tensor, weight: Tensor | None) -> Tensor:
     if not rows.numel():
         # Bags that all are empty it cannot tell apart.
         return table.new_zeros(len(rows), table.shape[1])
-    return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weight)
+    return F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=weight)
 
 
 def _spread(table: Tensor, rows: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:

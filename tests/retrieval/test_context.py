@@ -111,7 +111,7 @@ def test_the_index_holds_what_the_encoders_codes_stand_for():
     passages = text(20_000)
     source = ContextSource(passages)
     encoder, lists = source.encoder, source._index.invlists
-    for number in np.flatnonzero(source._sizes)[::20].tolist():
+    for number in np.flatnonzero(source._cells.sizes)[::20].tolist():
         position = faiss.rev_swig_ptr(lists.get_ids(number), 1)
         codes = halves(encoder.codes(source._context(position, 12)))[0]
         wanted = encoder.codebook[np.arange(encoder.n_codes), codes].ravel()
@@ -175,7 +175,7 @@ def test_search_flops_by_hand():
     # The rest is one addition per sub-quantizer and entry: about `scan` entries a query, in whole lists.
     scanned, left = divmod(found.flops - 3 * (2 * reach + table + kernel), codes)
     assert left == 0
-    assert 3 * 500 <= scanned <= 3 * (500 + source._sizes.max())
+    assert 3 * 500 <= scanned <= 3 * (500 + source._cells.sizes.max())
     one = source.search(torch.tensor([[5]]), 8)
     assert 500 * codes <= one.flops - (2 * reach + table + kernel) < found.flops
     # Queries with the same last three tokens look into the same lists, which are chosen once.
@@ -220,6 +220,51 @@ def test_cells_put_the_own_cell_first():
     assert (nearest[:, :24] == own[:, None]).any(1).mean() > 0.95
     assert all(len(np.unique(row)) == len(row) for row in nearest)
     assert (cells.alike(context) == own[:, None]).any(1).all()
+
+
+def naive_lists(cells: Cells, given: np.ndarray, token: int, scan: int) -> list[int]:
+    """Cell after cell, and in a split one part after part, until enough has been seen."""
+    found, seen = [], 0
+    for cell in given[given >= 0]:
+        split = cells._width[cell] > 1
+        for part in cells._nearest[3][token] if split else [0]:
+            number = int(cells._start[cell] + part)
+            if seen < scan and cells.sizes[number]:
+                found.append(number)
+                seen += cells.sizes[number]
+    return found
+
+
+@pytest.mark.parametrize("most", [30, 300, 10**9])
+def test_lists_are_visited_cell_by_cell_and_split_ones_part_by_part(most: int):
+    passages = text(20_000)
+    source = ContextSource(passages)
+    cells, entries = Cells(source.encoder, (16, 8, 2)), source._entries.astype(np.int64)
+    context = source._context(entries, 12)
+    cell, fourth = cells.of(context), cells.fourth(context)
+    number = cells.fill(cell, fourth, most)
+    assert (cells.sizes == np.bincount(number, minlength=len(cells.sizes))).all()
+    crowded = np.bincount(cell, minlength=cells.n) > most
+    assert crowded.any() == (most < 1000)
+    # Entries share a list if they share a cell and, where it is split, the cluster of the fourth token.
+    pairs = np.unique(np.stack([cell, np.where(crowded[cell], fourth, 0), number], 1), axis=0)
+    assert len(pairs) == len(np.unique(number)) == len(np.unique(pairs[:, :2], axis=0))
+    query = np.concatenate([context[::997], np.full((1, 12), -1)])
+    for scan in (1, 200, 10**9):
+        given = cells.filled(cells.nearest(query), scan)
+        for row, found in enumerate(cells.lists(given, query, scan)):
+            wanted = naive_lists(cells, cells.nearest(query)[row], query[row, 3], scan)
+            assert found[found >= 0].tolist() == wanted
+            assert (found[len(wanted) :] == -1).all()
+
+
+def test_the_list_of_an_entry_is_the_first_one_its_own_context_looks_into():
+    source = ContextSource(text(20_000), scan=50)
+    cells, context = source._cells, source._context(source._entries[300:400].astype(np.int64), 12)
+    assert (cells._width > 1).any()
+    own = cells._start[cells.of(context)] + (cells._width[cells.of(context)] > 1) * cells.fourth(context)
+    visited = cells.lists(cells.filled(cells.nearest(context), 50), context, 50)
+    assert (visited[:, 0] == own).mean() > 0.95
 
 
 def test_cells_come_by_score_then_by_number():
