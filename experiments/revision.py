@@ -21,6 +21,7 @@ DECISIVE = (
     "experiments.evaluation",
     "experiments.ledger",
     "experiments.neighborhood",
+    "experiments.provision",
     "experiments.run",
     "experiments.training",
     "experiments.workspace",

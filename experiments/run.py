@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,9 +20,10 @@ from experiments.errors import RunError
 from experiments.evaluation import Evaluation, Scored, evaluate, read_bill, without_memory
 from experiments.frontier import budget_key
 from experiments.ledger import Ledger
-from experiments.neighborhood import PIECE, Neighborhood
+from experiments.neighborhood import Neighborhood
+from experiments.provision import Provision
 from experiments.revision import commit
-from experiments.training import conclude, count_step, forget, logged, train, tune_allocator
+from experiments.training import conclude, count_step, drop_checkpoint, logged, train, tune_allocator
 from experiments.workspace import Workspace
 from mann import LanguageModule, Transformer
 from mann.optim import parameter_roles
@@ -49,10 +49,6 @@ DEFAULTS: dict[str, Any] = {
     # How many trials found these settings; told in the report, without effect.
     "trials": 0,
 }
-# What building and searching a store takes of a budget, about: where looking for the right number of windows begins.
-STORE_SHARE = 0.08
-# Stores of the same tokens come in eight sizes per octave, so that arms of similar cost share one.
-GRID = 8
 
 
 @dataclass(frozen=True)
@@ -144,11 +140,14 @@ class _Execution:
     def rows(self) -> list[dict[str, Any]]:
         """Do it."""
         batch = self.settings["batch"]
-        network = self._network(self._source(batch))
+        provision = Provision(
+            self.run, self.arm, self.settings, self.workspace, self.windows, self.order, self.progress
+        )
+        network = self._network(provision.source(batch))
         first = self.windows.batch(self.order[:batch])
         stored = self.arm.source is not None
         sample = count_step(self._module(network, 1000), first, self.settings, stored=stored)
-        source, neighbors, n_windows = self._provide(sample.flops // batch)
+        source, neighbors, n_windows = provision.provide(sample.flops // batch)
         network = self._network(source)
         module = self._module(network, n_windows // batch)
         with logged(self.run, self.workspace) as logger:
@@ -166,70 +165,8 @@ class _Execution:
             rows = self._results(sample, network, source, neighbors, n_windows)
             if logger is not None:
                 conclude(logger, rows[0])
-        forget(self.run, self.workspace)
+        drop_checkpoint(self.run, self.workspace)
         return rows
-
-    def _provide(self, window_flops: int) -> tuple[Source | None, Neighborhood | None, int]:
-        """About as many windows as the budget pays for, never more, and their neighbours."""
-        budget = self.run.budget
-        if self.arm.source is None:
-            return None, None, self._affordable(budget / window_flops)
-        n_windows = self._promising(window_flops)
-        while True:
-            source, neighbors = self._neighborhood(n_windows)
-            neighbors.prepare(n_windows, lambda share: self.progress("neighbours", share))
-            # Neighbours of the sample may have been cheaper to find than the rest: the bill stays within the budget.
-            build, search = _store_flops(neighbors, n_windows)
-            if build + n_windows * (window_flops + search) <= budget:
-                return source, neighbors, n_windows
-            fitting = (budget - build) / (window_flops + search)
-            n_windows = self._affordable(min(fitting, n_windows - self.settings["batch"]))
-
-    def _promising(self, window_flops: int) -> int:
-        """How many windows the budget pays for, going by the search for the first of them."""
-        n_windows = self._affordable(self.run.budget * (1 - STORE_SHARE) / window_flops)
-        tried = set()
-        while True:
-            tried.add(n_windows)
-            _, neighbors = self._neighborhood(n_windows)
-            sample = min(n_windows, PIECE)
-            neighbors.prepare(sample)
-            build, search = _store_flops(neighbors, sample)
-            fitting = self._affordable((self.run.budget - build) / (window_flops + search))
-            # A store of other size takes other work, so what fits by this one may not fit by itself.
-            if fitting == n_windows or fitting in tried:
-                return min(fitting, n_windows)
-            n_windows = fitting
-
-    def _affordable(self, windows: float) -> int:
-        batch = self.settings["batch"]
-        if windows < batch:
-            raise RunError(
-                f"a budget of {self.run.budget:.3g} FLOPs is less than one step of {self.run.label()} and what "
-                "comes before it: raise the budget, or lower the width or the batch"
-            )
-        if self.arm.source is not None and self.run.regime == SAME_TOKENS:
-            windows = max(batch, _on_grid(int(windows), GRID))
-        n_windows = int(windows) // batch * batch
-        if n_windows > len(self.windows):
-            raise RunError(
-                f"{self.run.label()} would train on {n_windows * self.windows.length:,} tokens, but the text has "
-                f"{len(self.windows) * self.windows.length:,}: lower the budget, or bring more text"
-            )
-        return n_windows
-
-    def _source(self, n_windows: int) -> Source | None:
-        if self.arm.source is None:
-            return None
-        return self.workspace.source(self.arm, self.run.regime, self.windows, self.run.seed, n_windows)
-
-    def _neighborhood(self, n_windows: int) -> tuple[Source, Neighborhood]:
-        source = self._source(n_windows)
-        assert source is not None
-        label = f"train seed {self.run.seed}"
-        return source, self.workspace.neighborhood(
-            source, self.windows, self.order, label, self.settings["k"], exclude=True
-        )
 
     def _network(self, source: Source | None) -> Transformer:
         layers = self.settings["layers"]
@@ -366,6 +303,7 @@ class _Execution:
             "control": self.arm.control,
             "layers": self.settings["layers"],
             "tokens": n_windows * self.settings["time"],
+            "store_entries": 0 if neighbors is None else neighbors.source.passages.n_entries,
             "steps": steps,
             "params": {"total": total, "active": total - count["table"], "table": count["table"]},
             "flops": flops,
@@ -387,13 +325,3 @@ class _Execution:
             "corpus": self.corpus.fingerprint,
             "started": self.started,
         }
-
-
-def _store_flops(neighbors: Neighborhood, n_rows: int) -> tuple[int, float]:
-    """What building the store took, and the search for one of the first ``n_rows`` windows."""
-    return sum(neighbors.store_bill()["flops"].values()), neighbors.work(n_rows)[0] / n_rows
-
-
-def _on_grid(count: int, per_octave: int) -> int:
-    """The largest number of the geometric grid that is not above ``count``."""
-    return math.floor(2 ** (math.floor(math.log2(count) * per_octave) / per_octave))

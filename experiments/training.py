@@ -181,7 +181,7 @@ def train(
     return report.seconds
 
 
-def forget(run: Run, workspace: Workspace) -> None:
+def drop_checkpoint(run: Run, workspace: Workspace) -> None:
     """Remove the checkpoint of a run whose results are there: until then it spares whoever is stopped the training."""
     _checkpoint(run, workspace).unlink(missing_ok=True)
 
