@@ -59,15 +59,16 @@ $(BIN)/python:
 	exit 1
 
 # pip leaves out compiling all of site-packages (12,000 files); the imports at the end compile the part that is
-# used, and are the proof that the installation works. Two at once, in an order in which they share little.
+# used, and are the proof that the installation works. Two processes, in orders that have little to do twice.
 $(VENV)/.installed: $(PINNED) | $(BIN)/python
 	@echo "[2/3] pinned requirements (mostly torch; about a minute, more where it has to be downloaded)"
 	@$(PIP) install -q -c constraints.txt --upgrade pip 2>$(VENV)/install.err || { cat $(VENV)/install.err >&2; exit 1; }
 	@$(call install,.[test])
 	@echo "[3/3] first import"
 	@export PYTHONDONTWRITEBYTECODE=; \
-	$(BIN)/python -W ignore -c 'import faiss, matplotlib.pyplot, wandb, lightning' & first=$$!; \
-	$(BIN)/python -W ignore -c 'import torch, torch_geometric' && wait $$first
+	$(BIN)/python -W ignore -c 'import matplotlib.pyplot, wandb, lightning' & other=$$!; \
+	$(BIN)/python -W ignore -c 'import torch, faiss, torch_geometric'; status=$$?; \
+	wait $$other && exit $$status
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,11 @@ from retrieval import Source
 if TYPE_CHECKING:
     from experiments.run import Run
 
-# What building and searching a store takes of a budget, about: where looking for the right number of windows begins.
-STORE_SHARE = 0.08
-# Stores of the same tokens come in four sizes per octave, the largest of no more than a run trains on. So arms of
-# similar cost share a store and the search in it, and all of them spend their whole budget.
-GRID = 4
+# A store of the same tokens holds this share of the windows that dense would train on at the same budget: nothing but
+# what its run trains on, and the same for all arms with one backbone, which share the search in it.
+STORED = 0.75
+# For arms that cost so much more than dense that they train on less than that.
+LESS = 0.8
 
 
 class Provision:
@@ -36,6 +35,7 @@ class Provision:
         workspace: Where stores and neighbours are kept.
         windows: Training text.
         order: Which window comes when.
+        plain_flops: What training on one window takes the backbone alone.
         progress: Called with the stage and the share of it that is done.
     """
 
@@ -47,6 +47,7 @@ class Provision:
         workspace: Workspace,
         windows: Windows,
         order: Int[np.ndarray, " n"],
+        plain_flops: int,
         progress: Callable[[str, float], None],
     ) -> None:
         self.run = run
@@ -55,14 +56,12 @@ class Provision:
         self.workspace = workspace
         self.windows = windows
         self.order = order
+        self.plain_flops = plain_flops
         self.progress = progress
 
-    def source(self, n_windows: int) -> Source | None:
-        """The store of a run over that many windows, built when it is first searched."""
-        if self.arm.source is None:
-            return None
-        stored = self._stored(n_windows)
-        return self.workspace.source(self.arm, self.run.regime, self.windows, self.run.seed, stored)
+    def source(self) -> Source | None:
+        """The store as it is planned; built when it is first searched."""
+        return None if self.arm.source is None else self._source(self._planned())
 
     def provide(self, window_flops: int) -> tuple[Source | None, Neighborhood | None, int]:
         """About as many windows as the budget pays for, never more, and their neighbours.
@@ -73,37 +72,37 @@ class Provision:
         Raises:
             RunError: If the budget pays for no step, or for more than there is text.
         """
-        budget = self.run.budget
+        most = self.run.budget / window_flops
         if self.arm.source is None:
-            return None, None, self._affordable(budget / window_flops)
-        n_windows = self._promising(window_flops)
+            return None, None, self._affordable(most)
+        sample = min(PIECE, self._affordable(min(most, len(self.windows))))
+        stored = self._planned()
         while True:
-            source, neighbors = self._neighborhood(n_windows)
-            neighbors.prepare(n_windows, lambda share: self.progress("neighbours", share))
-            # Neighbours of the sample may have been cheaper to find than the rest: the bill stays within the budget.
-            build, search = _store_flops(neighbors, n_windows)
-            if build + n_windows * (window_flops + search) <= budget:
+            source = self._source(stored)
+            neighbors = self._neighborhood(source)
+            n_windows = self._fitting(neighbors, window_flops, sample)
+            if stored <= n_windows:
+                # The first windows may have been cheaper to search for than the rest: the bill stays within the budget.
+                n_windows = self._within(neighbors, window_flops, n_windows)
+            if stored <= n_windows:
                 return source, neighbors, n_windows
-            fitting = (budget - build) / (window_flops + search)
+            stored = int(LESS * stored)
+
+    def _within(self, neighbors: Neighborhood, window_flops: int, n_windows: int) -> int:
+        """That many windows or the most whose bill, with the search for every one of them, is within the budget."""
+        while True:
+            neighbors.prepare(n_windows, lambda share: self.progress("neighbours", share))
+            build, search = _store_flops(neighbors, n_windows)
+            if build + n_windows * (window_flops + search) <= self.run.budget:
+                return n_windows
+            fitting = (self.run.budget - build) / (window_flops + search)
             n_windows = self._affordable(min(fitting, n_windows - self.settings["batch"]))
 
-    def _promising(self, window_flops: int) -> int:
-        """How many windows the budget pays for, going by the search for the first of them."""
-        n_windows = self._affordable(self.run.budget * (1 - STORE_SHARE) / window_flops)
-        tried: list[int] = []
-        while True:
-            tried.append(self._stored(n_windows))
-            _, neighbors = self._neighborhood(n_windows)
-            sample = min(n_windows, PIECE)
-            neighbors.prepare(sample)
-            build, search = _store_flops(neighbors, sample)
-            fitting = self._affordable((self.run.budget - build) / (window_flops + search))
-            # A store of other size takes other work, so what fits by this one may not fit by itself.
-            if self._stored(fitting) == tried[-1]:
-                return fitting
-            if self._stored(fitting) in tried:
-                return min(fitting, n_windows)
-            n_windows = fitting
+    def _fitting(self, neighbors: Neighborhood, window_flops: int, sample: int) -> int:
+        """How many windows the budget pays for, going by the search for some."""
+        neighbors.prepare(sample)
+        build, search = _store_flops(neighbors, sample)
+        return self._affordable((self.run.budget - build) / (window_flops + search))
 
     def _affordable(self, windows: float) -> int:
         batch = self.settings["batch"]
@@ -120,15 +119,16 @@ class Provision:
             )
         return n_windows
 
-    def _stored(self, n_windows: int) -> int:
-        """How many windows the store of a run over that many holds."""
-        return _on_grid(n_windows, GRID) if self.run.regime == SAME_TOKENS else len(self.windows)
+    def _planned(self) -> int:
+        """How many of the windows a run trains on make its store; none do where the store is the whole corpus."""
+        return int(STORED * self.run.budget / self.plain_flops) if self.run.regime == SAME_TOKENS else 0
 
-    def _neighborhood(self, n_windows: int) -> tuple[Source, Neighborhood]:
-        source = self.source(n_windows)
-        assert source is not None
+    def _source(self, stored: int) -> Source:
+        return self.workspace.source(self.arm, self.run.regime, self.windows, self.run.seed, stored)
+
+    def _neighborhood(self, source: Source) -> Neighborhood:
         label = f"train seed {self.run.seed}"
-        return source, self.workspace.neighborhood(
+        return self.workspace.neighborhood(
             source, self.windows, self.order, label, self.settings["k"], exclude=True
         )
 
@@ -136,8 +136,3 @@ class Provision:
 def _store_flops(neighbors: Neighborhood, n_rows: int) -> tuple[int, float]:
     """What building the store took, and the search for one of the first ``n_rows`` windows."""
     return sum(neighbors.store_bill()["flops"].values()), neighbors.work(n_rows)[0] / n_rows
-
-
-def _on_grid(count: int, per_octave: int) -> int:
-    """The largest number of the geometric grid that is not above ``count``."""
-    return math.floor(2 ** (math.floor(math.log2(count) * per_octave) / per_octave))

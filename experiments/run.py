@@ -140,15 +140,21 @@ class _Execution:
     def rows(self) -> list[dict[str, Any]]:
         """Do it."""
         batch = self.settings["batch"]
+        plain = self._bill(self._network({}), stored=False).flops
         provision = Provision(
-            self.run, self.arm, self.settings, self.workspace, self.windows, self.order, self.progress
+            self.run,
+            self.arm,
+            self.settings,
+            self.workspace,
+            self.windows,
+            self.order,
+            plain // batch,
+            self.progress,
         )
-        network = self._network(provision.source(batch))
-        first = self.windows.batch(self.order[:batch])
         stored = self.arm.source is not None
-        sample = count_step(self._module(network, 1000), first, self.settings, stored=stored)
+        sample = self._bill(self._network(self._slots(provision.source())), stored=stored)
         source, neighbors, n_windows = provision.provide(sample.flops // batch)
-        network = self._network(source)
+        network = self._network(self._slots(source))
         module = self._module(network, n_windows // batch)
         with logged(self.run, self.workspace) as logger:
             self.seconds["train"] = train(
@@ -168,19 +174,21 @@ class _Execution:
         drop_checkpoint(self.run, self.workspace)
         return rows
 
-    def _network(self, source: Source | None) -> Transformer:
-        layers = self.settings["layers"]
+    def _slots(self, source: Source | None) -> Mapping[str, Any]:
+        return self.arm.slots(self.settings["layers"], source)
+
+    def _network(self, slots: Mapping[str, Any]) -> Transformer:
         torch.manual_seed(self.run.seed)
+        size = self.corpus.vocab_size, self.run.width, self.settings["layers"], self.settings["heads"]
         try:
-            return Transformer(
-                self.corpus.vocab_size,
-                self.run.width,
-                layers,
-                self.settings["heads"],
-                **self.arm.slots(layers, source),
-            )
+            return Transformer(*size, **slots)
         except ValueError as error:
             raise RunError(f"{self.run.label()}: {error}") from error
+
+    def _bill(self, network: Transformer, *, stored: bool) -> Ledger:
+        """Of one step on the first batch, without searching."""
+        first = self.windows.batch(self.order[: self.settings["batch"]])
+        return count_step(self._module(network, 1000), first, self.settings, stored=stored)
 
     def _module(self, network: Transformer, steps: int) -> LanguageModule:
         chosen = ("rates", "weight_decay", "warmup", "decay")

@@ -73,11 +73,11 @@ class Workspace:
         """Digest of the code that numbers depend on."""
         return code_digest()
 
-    def source(self, arm: Arm, regime: str, windows: Windows, seed: int, n_windows: int) -> LazySource:
-        """The store an arm may read: the windows it trains on, or the whole training split."""
+    def source(self, arm: Arm, regime: str, windows: Windows, seed: int, stored: int) -> LazySource:
+        """The store an arm may read: the first ``stored`` windows of its order, or the whole training split."""
         assert arm.source is not None
         if regime == SAME_TOKENS:
-            order = training_order(len(windows), seed)[:n_windows]
+            order = training_order(len(windows), seed)[:stored]
             passages = windows.passages(order, self.corpus.vocab_size)
         else:
             passages = self._whole

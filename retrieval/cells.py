@@ -45,6 +45,9 @@ class Cells:
         clusters: Number of clusters at each of the three places.
         reach: How many clusters a query considers at each of them.
         seed: Of the clustering.
+
+    Attributes:
+        sizes: Entries of each list, after :meth:`split`.
     """
 
     def __init__(
@@ -70,7 +73,8 @@ class Cells:
                 nearest = np.argsort(-similar, axis=1, kind="stable")[:, :near]
                 self._of.append(cluster)
                 self._nearest.append(nearest)
-                self._score.append(np.take_along_axis(similar, nearest, 1))
+                if place < len(clusters):  # lists of a cell are ordered, not scored
+                    self._score.append(np.take_along_axis(similar, nearest, 1))
         self.shape = tuple(int(cluster.max()) + 1 for cluster in self._of[:3])
         self.n = int(np.prod(self.shape))
 
@@ -132,7 +136,7 @@ class Cells:
         """Cluster of the fourth token of contexts."""
         return self._of[3][context[:, 3]].astype(np.uint8)
 
-    def fill(
+    def split(
         self, cell: Int[np.ndarray, " n"], fourth: UInt8[np.ndarray, " n"], most: int
     ) -> Int[np.ndarray, " n"]:
         """Number of each stored context's list, given its cell and fourth cluster; cells of over ``most`` are split."""
@@ -143,7 +147,7 @@ class Cells:
         self.sizes = np.bincount(number, minlength=int(self._width.sum()))
         return number
 
-    def filled(self, cells: Int[np.ndarray, "n m"], scan: int) -> Int[np.ndarray, "n l"]:
+    def occupied(self, cells: Int[np.ndarray, "n m"], scan: int) -> Int[np.ndarray, "n l"]:
         """The first of the given cells that hold anything, up to ``scan`` entries; -1 behind them."""
         held = self._held[cells]
         visit = (held > 0) & (np.cumsum(held, axis=1) - held < scan)
@@ -155,7 +159,7 @@ class Cells:
         """Numbers of the lists in each query's cells, up to ``scan`` entries; -1 behind them.
 
         Args:
-            cells: From :meth:`filled`; one choice serves all queries of the same last three tokens.
+            cells: From :meth:`occupied`; one choice serves all queries of the same last three tokens.
             context: The queries.
             scan: Entries after which a query has seen enough; the list that reaches it is the last.
         """
@@ -163,9 +167,9 @@ class Cells:
         cell = cells[row, place]
         width = self._width[cell]
         part = np.arange(width.sum()) - np.repeat(np.cumsum(width) - width, width)
-        row, cell, split = (np.repeat(array, width) for array in (row, cell, width > 1))
+        row, cell, crowded = (np.repeat(array, width) for array in (row, cell, width > 1))
         number = self._start[cell]
-        number[split] += self._nearest[3][context[row[split], 3], part[split]]
+        number[crowded] += self._nearest[3][context[row[crowded], 3], part[crowded]]
         size = self.sizes[number]
         seen = np.cumsum(size) - size
         seen -= seen[np.searchsorted(row, row)]

@@ -106,7 +106,7 @@ class ContextSource(Source):
             fourth[i : i + step] = self._cells.fourth(context)
             rows[i : i + step] = encoder.codes(context)
         row = rows.view(f"V{rows.shape[1]}").reshape(n)
-        number = self._cells.fill(cell, fourth, self.scan)
+        number = self._cells.split(cell, fourth, self.scan)
         sizes = self._cells.sizes
         order = np.sort((number << 32) | np.arange(n)) & ID
         del cell, fourth, number
@@ -228,7 +228,7 @@ class ContextSource(Source):
         encoder, index, n = self.encoder, self._index, len(context)
         _, first, which = np.unique(self._last_three(context), return_index=True, return_inverse=True)
         cells = choose(context[first])
-        lists = self._cells.lists(self._cells.filled(cells, scan)[which], context, scan)
+        lists = self._cells.lists(self._cells.occupied(cells, scan)[which], context, scan)
         parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1])
         if selector is not None:
             parameters.sel = selector

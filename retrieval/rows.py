@@ -116,6 +116,7 @@ def _sums(table: Tensor, rows: Tensor, weight: Tensor | None) -> Tensor:
     if not rows.numel():
         # Bags that all are empty it cannot tell apart.
         return table.new_zeros(len(rows), table.shape[1])
+    # Detached, it takes the kernel that prepares no gradient, which is ours anyway.
     return F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=weight)
 
 

@@ -9,15 +9,13 @@ import pytest
 import torch
 import wandb
 
-from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS, arm_named
-from experiments.data import CorpusError, TextCorpus, Windows, training_order
+from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS
+from experiments.data import CorpusError, TextCorpus
 from experiments.errors import RunError
 from experiments.evaluation import read_bill
-from experiments.provision import Provision
-from experiments.run import DEFAULTS, Run, execute
+from experiments.run import Run, execute
 from experiments.workspace import Workspace
 from mann import Transformer
-from retrieval import Source
 from tests.experiments.data import toy
 
 SETTINGS = {"layers": 2, "heads": 2, "batch": 2, "time": 32, "k": 4, "evaluation_tokens": 512}
@@ -58,7 +56,7 @@ def test_every_arm_gives_a_whole_row(arm: str, regime: str, workspace: Workspace
     row, *derived = execute(run_of(arm, regime, counts=arm in ("dense", "knn")), workspace)
     # Without a store less than a step is left over; with one the search for the first windows says how many fit.
     stored = arm not in ("dense", "ngram", "unigram table")
-    least = 0.9 if stored else 1 - 1 / row["steps"]
+    least = 0.98 if stored else 1 - 1 / row["steps"]
     assert least * BUDGET < row["train_flops"] <= BUDGET
     assert row["train_flops"] == sum(row["flops"].values())
     assert row["matmul_flops"] < row["train_flops"]
@@ -135,34 +133,12 @@ def test_counting_changes_no_number_and_arms_share_their_data(workspace: Workspa
 
 
 def test_a_same_token_store_holds_a_beginning_of_what_was_trained_on(workspace: Workspace) -> None:
-    row = execute(run_of("knn", SAME_TOKENS), workspace)[0]
-    assert 0.84 * row["tokens"] < row["store_entries"] <= row["tokens"]
-    windows = Windows(workspace.corpus.train, SETTINGS["time"])
-    first = training_order(len(windows), 0)[: math.ceil(row["store_entries"] / SETTINGS["time"])]
-    held = {source.passages.fingerprint for source in workspace._sources.values()}
-    assert windows.passages(first, workspace.corpus.vocab_size).fingerprint in held
+    rows = [execute(run_of(arm, SAME_TOKENS), workspace)[0] for arm in ("knn", "random neighbours")]
+    assert all(0.5 * row["tokens"] < row["store_entries"] <= row["tokens"] for row in rows)
+    # One backbone, one store, although random neighbours cost nothing to find.
+    assert rows[0]["store_entries"] == rows[1]["store_entries"]
+    assert rows[0]["tokens"] < rows[1]["tokens"]
     assert execute(run_of("dense", NO_STORE), workspace)[0]["store_entries"] == 0
-
-
-def test_arms_that_fit_about_as_many_windows_share_a_store(workspace: Workspace) -> None:
-    windows = Windows(workspace.corpus.train, SETTINGS["time"])
-    order, settings = training_order(len(windows), 0), {**DEFAULTS, **SETTINGS}
-
-    def store(arm: str, regime: str, n_windows: int) -> Source | None:
-        run = run_of(arm, regime)
-        place = Provision(run, arm_named(arm), settings, workspace, windows, order, lambda stage, share: None)
-        return place.source(n_windows)
-
-    shared, same, other = (
-        store(*which)
-        for which in (("knn", SAME_TOKENS, 100), ("graph", SAME_TOKENS, 107), ("graph", SAME_TOKENS, 200))
-    )
-    assert shared is same is not other
-    assert store("dense", NO_STORE, 100) is None
-    whole = store("knn", WHOLE_CORPUS, 100)
-    assert whole is not None
-    assert whole is store("graph", WHOLE_CORPUS, 200)
-    assert whole.passages.n_entries == workspace.corpus.train.passages(257).n_entries
 
 
 @pytest.mark.parametrize(

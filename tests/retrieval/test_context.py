@@ -242,7 +242,7 @@ def test_lists_are_visited_cell_by_cell_and_split_ones_part_by_part(most: int):
     cells, entries = Cells(source.encoder, (16, 8, 2)), source._entries.astype(np.int64)
     context = source._context(entries, 12)
     cell, fourth = cells.of(context), cells.fourth(context)
-    number = cells.fill(cell, fourth, most)
+    number = cells.split(cell, fourth, most)
     assert (cells.sizes == np.bincount(number, minlength=len(cells.sizes))).all()
     crowded = np.bincount(cell, minlength=cells.n) > most
     assert crowded.any() == (most < 1000)
@@ -251,11 +251,22 @@ def test_lists_are_visited_cell_by_cell_and_split_ones_part_by_part(most: int):
     assert len(pairs) == len(np.unique(number)) == len(np.unique(pairs[:, :2], axis=0))
     query = np.concatenate([context[::997], np.full((1, 12), -1)])
     for scan in (1, 200, 10**9):
-        given = cells.filled(cells.nearest(query), scan)
+        given = cells.occupied(cells.nearest(query), scan)
         for row, found in enumerate(cells.lists(given, query, scan)):
             wanted = naive_lists(cells, cells.nearest(query)[row], query[row, 3], scan)
             assert found[found >= 0].tolist() == wanted
             assert (found[len(wanted) :] == -1).all()
+
+
+def test_splitting_crowded_cells_spares_queries_most_of_them():
+    source = ContextSource(text(20_000))
+    cells, context = Cells(source.encoder, (16, 8, 2)), source._context(source._entries.astype(np.int64), 12)
+    seen = []
+    for most in (30, 10**9):
+        cells.split(cells.of(context), cells.fourth(context), most)
+        lists = cells.lists(cells.occupied(cells.nearest(context), 30), context, 30)
+        seen.append(np.where(lists < 0, 0, cells.sizes[lists]).sum(1).mean())
+    assert 30 <= seen[0] < seen[1] / 2
 
 
 def test_the_list_of_an_entry_is_the_first_one_its_own_context_looks_into():
@@ -263,7 +274,7 @@ def test_the_list_of_an_entry_is_the_first_one_its_own_context_looks_into():
     cells, context = source._cells, source._context(source._entries[300:400].astype(np.int64), 12)
     assert (cells._width > 1).any()
     own = cells._start[cells.of(context)] + (cells._width[cells.of(context)] > 1) * cells.fourth(context)
-    visited = cells.lists(cells.filled(cells.nearest(context), 50), context, 50)
+    visited = cells.lists(cells.occupied(cells.nearest(context), 50), context, 50)
     assert (visited[:, 0] == own).mean() > 0.95
 
 
