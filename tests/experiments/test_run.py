@@ -132,12 +132,9 @@ def test_counting_changes_no_number_and_arms_share_their_data(workspace: Workspa
     assert first["losses"] == second["losses"]
 
 
-def test_a_same_token_store_holds_a_beginning_of_what_was_trained_on(workspace: Workspace) -> None:
-    rows = [execute(run_of(arm, SAME_TOKENS), workspace)[0] for arm in ("knn", "random neighbours")]
-    assert all(0.5 * row["tokens"] < row["store_entries"] <= row["tokens"] for row in rows)
-    # One backbone, one store, although random neighbours cost nothing to find.
-    assert rows[0]["store_entries"] == rows[1]["store_entries"]
-    assert rows[0]["tokens"] < rows[1]["tokens"]
+def test_a_same_token_store_holds_most_of_what_was_trained_on(workspace: Workspace) -> None:
+    row = execute(run_of("knn", SAME_TOKENS), workspace)[0]
+    assert 0.6 * row["tokens"] < row["store_entries"] <= row["tokens"]
     assert execute(run_of("dense", NO_STORE), workspace)[0]["store_entries"] == 0
 
 
