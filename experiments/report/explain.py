@@ -62,9 +62,8 @@ COUNTING = (
         "study, with whatever else it was doing."
     ),
     (
-        "In the regime “same tokens” a store holds only what the network trained on, and most of it: three quarters "
-        "of what dense trains on at that budget, so that arms share a store. In “whole corpus” it holds all "
-        "training text, and so do its controls; what is gained there is access "
+        "In the regime “same tokens” a store holds only what the network trained on, and most of it. In “whole "
+        "corpus” it holds all training text, and so do its controls; what is gained there is access "
         "to data, not architecture, and the two regimes never share a row."
     ),
 )
