@@ -281,6 +281,10 @@ def _work(connection: Connection, job: bytes, log: str) -> None:
             connection.send(_outcome(execute, run, workspace, connection))
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         pass  # the parent stops, or is gone
+    finally:
+        signal.signal(
+            signal.SIGTERM, signal.SIG_DFL
+        )  # there is nothing left to interrupt, nor to say about it
 
 
 def _outcome(execute: Execute, run: Run, workspace: Any, connection: Connection) -> tuple[Any, ...]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +91,18 @@ def positive(kind: type[int] | type[float]) -> Any:
         except ValueError:
             value = 0
         if not 0 < value < float("inf"):
-            example = "64" if kind is int else "1e12"
+            example = "3" if kind is int else "1e12"
             raise argparse.ArgumentTypeError(f"{text!r} is no positive number, such as {example}")
         return value
 
     return parse
+
+
+def program() -> str:
+    """The command as it was called, for hints that can be pasted: its folder need not be on the path."""
+    called = Path(sys.argv[0])
+    found = shutil.which("mnemograph")
+    elsewhere = called.name == "mnemograph" and (
+        found is None or not called.exists() or not called.samefile(found)
+    )
+    return shlex.quote(str(called)) if elsewhere else "mnemograph"

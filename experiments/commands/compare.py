@@ -6,10 +6,11 @@ import argparse
 import shlex
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.commands.choice import add_choice, chosen_study, positive
+from experiments.commands.choice import add_choice, chosen_study, positive, program
 from experiments.errors import ResultsError, RunError
 
 if TYPE_CHECKING:
@@ -50,8 +51,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     name = Path(arguments.study).stem + ("-quick" if arguments.quick else "")
     out = arguments.out or Path("runs") / name
+    existed = out.exists()
     if not arguments.plan:
         claim(out)  # before the seconds that loading takes
+    try:
+        return _run(out, arguments)
+    finally:
+        if not existed:  # a command that is refused leaves no empty folder
+            with suppress(OSError):
+                out.rmdir()
+
+
+def _run(out: Path, arguments: argparse.Namespace) -> int:
     from experiments.compare import cost
     from experiments.results import read_rows
     from experiments.scheduler import available_cores
@@ -79,23 +90,28 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
     from experiments.study import StudyWorkspace, named_study
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    again = shlex.join(["mnemograph", *(word for word in arguments.line if word != "--fresh")])
+    words = shlex.join(word for word in arguments.line if word != "--fresh")
+    again = f"{program()} {words}"
     name = named_study(arguments.study)
     cache = cache_root().parent
     workspace = StudyWorkspace(study.data, out.resolve(), cache, arguments.wandb, study.arm_table, name)
     corpus = load_corpus(study.data)
+    check_sizes(runs, study.arm_table, corpus)  # before earlier results are set aside
     with Results(out, corpus.fingerprint, study.name, fresh=arguments.fresh) as results:
-        _check(results, runs, workspace.revision, arguments.allow_mixed)
-        check_sizes(runs, study.arm_table, corpus)
         for note in results.notes:
             print(f"Note: {note}", file=sys.stderr)
+        _check(results, runs, workspace.revision, arguments.allow_mixed)
         pending = [planned for planned in runs if planned.key(corpus.fingerprint) not in results.finished]
         print(f"{study.name}: {study.question}")
         if len(pending) < len(runs):
             print(f"{len(runs) - len(pending)} of {len(runs)} runs have finished before.")
         if pending:
             print(f"To do: {cost(pending, results.rows, workers)}.")
-        about: dict[str, Any] = {"question": study.question, "command": again, "corpus": corpus.description}
+        about: dict[str, Any] = {
+            "question": study.question,
+            "command": f"mnemograph {words}",
+            "corpus": corpus.description,
+        }
         remember(out, about)
         try:
             failed = carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
@@ -103,7 +119,7 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
             done = len({planned.key(corpus.fingerprint) for planned in runs} & results.finished)
             print(
                 f"Stopped. {done} of {len(runs)} runs have finished and are kept in {out}. To continue: {again}\n"
-                f"To see what there is so far: mnemograph report {shlex.quote(str(out))}",
+                f"To see what there is so far: {program()} report {shlex.quote(str(out))}",
                 file=sys.stderr,
             )
             return 130

@@ -35,7 +35,7 @@ def answer(summary: Summary) -> str:
     where = f"At {budget} training FLOPs, on the same tokens"
     if not any(has_interval(entry) for entry in arms.values()):
         return (
-            f"{where}, there is one seed for each arm and so no interval: the numbers below are single "
+            f"{where}, there is one seed for each arm and so no interval: the numbers here are single "
             "measurements and show nothing yet, in either direction."
         )
     winners = [name for name, entry in arms.items() if training_decision(entry) == "better"]
@@ -47,7 +47,7 @@ def answer(summary: Summary) -> str:
             f"tuned dense per training FLOP.{tail}"
         )
     text = f"{where}, {listed(winners)} {_is(winners)} better than tuned dense per training FLOP"
-    told = [f"{name} {multiplier_text(arms[name]['train_flops'])}" for name in winners]
+    told = [f"{name} {multiplier_text(arms[name]['train_flops'])}{_alone(arms[name])}" for name in winners]
     text += f" ({'; '.join(told)})"
     judged = [name for name in winners if arms[name]["gain_over_counts"] is not None]
     if not judged:
@@ -84,6 +84,10 @@ def verdict(summary: Summary) -> str:
         lines += paragraphs
     lines += [line for budget in map(budget_key, summary["budgets"]) for line in _copying(summary, budget)]
     return "\n".join(lines)
+
+
+def _alone(entry: Entry) -> str:
+    return ", one seed with the spread of other arms" if len(entry["seeds"]) == 1 else ""
 
 
 def _paragraph(name: str, budget: str, entry: Entry) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from rich import box
@@ -24,6 +24,8 @@ COLORS: dict[Decision, str] = {"better": "green", "worse": "red"}
 
 # With more budgets than this, how a number moves with the budget comes first.
 MANY_BUDGETS = 2
+# Columns of characters that all columns of the table fit into.
+WIDE = 120
 
 
 def print_table(summary: Mapping[str, Any], file: IO[str] | None = None) -> None:
@@ -45,10 +47,16 @@ def print_table(summary: Mapping[str, Any], file: IO[str] | None = None) -> None
         ]
         if rows:
             console.print(f"[bold]{title}[/bold]", soft_wrap=True)
-            console.print(_table(rows, plain, reference=regime == "none"))
+            axes = [] if regime == "none" else [*AXIS_NAMES] if console.width >= WIDE else ["train_flops"]
+            console.print(_table(rows, plain, axes))
             if any(entry["control"] for _, _, entry in rows):
                 console.print("* control")
             console.print()
+    if console.width < WIDE:
+        others = [words for axis, words in AXIS_NAMES.items() if axis != "train_flops"]
+        console.print(
+            f"In a terminal of {WIDE} columns, and on the page: {', '.join(others)}.\n", soft_wrap=True
+        )
     for gap in summary["missing"]:
         console.print(f"Not there: {escape(gap)}", soft_wrap=True)
     console.print(f"[bold]{escape(answer(summary))}[/bold]", soft_wrap=True)
@@ -66,7 +74,7 @@ def print_by_budget(summary: Mapping[str, Any], file: IO[str] | None = None) -> 
     for title, cell in _BY_BUDGET.items():
         table = _of_arms(plain)
         for budget in budgets:
-            table.add_column(budget, justify="right")
+            table.add_column(budget, justify="right", overflow="fold")
         starred = False
         for regime in REGIMES:
             for name, entries in summary["arms"].items():
@@ -126,20 +134,16 @@ def _label(name: str, entry: Mapping[str, Any]) -> str:
     return escape(f"{name} *" if entry["control"] else name)
 
 
-def _table(rows: list[tuple[str, str, Mapping[str, Any]]], plain: bool, reference: bool) -> Table:
+def _table(rows: list[tuple[str, str, Mapping[str, Any]]], plain: bool, axes: Sequence[str]) -> Table:
+    """Losses, and multipliers on these axes beside the gain over counts; without axes, dense itself."""
     table = _of_arms(plain)
-    table.add_column("budget", justify="right")
-    table.add_column("bits per byte", justify="right")
-    if not reference:
-        for words in AXIS_NAMES.values():
-            table.add_column(words, justify="right")
-        table.add_column("gain over counts", justify="right")
-    table.add_column("width", justify="right")
-    table.add_column("seeds", justify="right")
+    compared = [*(AXIS_NAMES[axis] for axis in axes), "gain over counts"] if axes else []
+    for words in ("budget", "bits per byte", *compared, "width", "seeds"):
+        table.add_column(words, justify="right", overflow="fold")
     for name, budget, entry in rows:
         cells = [_label(name, entry), budget, _fold(interval_text(entry["bits_per_byte"]), plain)]
-        if not reference:
-            cells += [_colored(entry, axis, plain) for axis in AXIS_NAMES]
+        if axes:
+            cells += [_colored(entry, axis, plain) for axis in axes]
             gain = entry["gain_over_counts"]
             cells.append("-" if gain is None else _fold(interval_text(gain, sign="+"), plain))
         table.add_row(*cells, str(entry["width"]), str(len(entry["seeds"])))

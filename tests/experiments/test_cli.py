@@ -15,6 +15,7 @@ import experiments.run
 import experiments.step
 import experiments.workspace
 from experiments.cli import COMMANDS, main
+from experiments.commands.choice import program
 from experiments.errors import RunError
 from experiments.results import read_rows
 from experiments.scheduler import Event, Execute, Failed, Finished
@@ -100,7 +101,7 @@ def test_it_is_a_module_too() -> None:
     [
         (["compar"], "did you mean 'compare'"),
         (["--version"], "unknown command"),
-        (["compare", "--seeds", "none"], "'none' is no positive number, such as 64"),
+        (["compare", "--seeds", "none"], "'none' is no positive number, such as 3"),
         (["compare", "--budgets", "-1"], "--budgets"),
         (["compare", "--budgets", "nan"], "'nan' is no positive number, such as 1e12"),
         (["compare", "--wandb", "maybe"], "'maybe'"),
@@ -161,7 +162,27 @@ def test_sizes_that_make_no_run_are_one_line(
     assert "pays for no step" in _refused([*common, "--budgets", "1e6"], capsys)
     assert "width 31: d_model=31 cannot" in (said := _refused([*common, "--widths", "31"], capsys))
     assert "such as 32" in said
-    assert "Bring more text, or lower --budgets" in _refused([*common, "--budgets", "1e12"], capsys)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    earlier = tmp_path / "out" / "results.jsonl"
+    earlier.write_text("{}\n")
+    assert "Bring more text, or lower --budgets" in _refused(
+        [*common, "--budgets", "1e12", "--fresh"], capsys
+    )
+    assert [path.name for path in earlier.parent.glob("*.jsonl")] == ["results.jsonl"]
+    assert earlier.read_text() == "{}\n"
+
+
+def test_hints_name_the_command_as_it_was_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = tmp_path / "a folder" / "mnemograph"
+    called.parent.mkdir()
+    called.touch(mode=0o755)
+    monkeypatch.setattr("sys.argv", [str(called), "compare"])
+    assert program() == f"'{called}'"
+    monkeypatch.setenv("PATH", str(called.parent))
+    assert program() == "mnemograph"
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    assert program() == "mnemograph"
 
 
 def test_a_failure_nobody_foresaw_is_one_line_and_code_1(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.frontier import ResultsError, summarize
+from experiments.frontier import ResultsError, answer, summarize
 from experiments.frontier.wording import multiplier_text
 from experiments.report import print_table, write_report
 from experiments.report.figure import DARK, draw, to_bytes
@@ -324,8 +324,9 @@ def test_with_many_budgets_the_table_by_budget_comes_first():
     assert "Compute multiplier" not in few.getvalue()
 
 
-def test_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "120")
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_table_fits_a_terminal(columns: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm-256color")
 
     class Screen(io.StringIO):
@@ -337,7 +338,16 @@ def test_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch):
     print_table(summarize(rows(seeds=2)), screen)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
     assert "\x1b" in screen.getvalue()
-    assert max(len(line) for line in plain.splitlines() if "ngram" in line and "1e12" in line) <= 120
+    assert max(len(line) for line in plain.splitlines() if "ngram" in line and "1e12" in line) <= columns
+    assert "…" not in plain  # no number is cut
+    assert ("In a terminal of 120 columns" in plain) == (columns < 120)
+
+
+def test_an_arm_of_one_seed_among_others_is_said_to_be_one():
+    first = [row for row in rows(seeds=2) if (row["arm"], row["seed"]) != ("ngram", 1)]
+    said = answer(summarize(first))
+    assert re.search(r"ngram [^;(]*one seed with the spread of other arms", said)
+    assert "one seed" not in answer(summarize(rows(seeds=2)))
 
 
 def test_units_read_well():
