@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ STORED = 0.75
 LESS = 0.8
 
 
+@dataclass
 class Provision:
     """Decides how much a run trains on, everything counted.
 
@@ -39,25 +41,14 @@ class Provision:
         progress: Called with the stage and the share of it that is done.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        arm: Arm,
-        settings: Mapping[str, Any],
-        workspace: Workspace,
-        windows: Windows,
-        order: Int[np.ndarray, " n"],
-        plain_flops: int,
-        progress: Callable[[str, float], None],
-    ) -> None:
-        self.run = run
-        self.arm = arm
-        self.settings = settings
-        self.workspace = workspace
-        self.windows = windows
-        self.order = order
-        self.plain_flops = plain_flops
-        self.progress = progress
+    run: Run
+    arm: Arm
+    settings: Mapping[str, Any]
+    workspace: Workspace
+    windows: Windows
+    order: Int[np.ndarray, " n"]
+    plain_flops: int
+    progress: Callable[[str, float], None]
 
     def source(self) -> Source | None:
         """The store as it is planned; built when it is first searched."""
@@ -80,7 +71,8 @@ class Provision:
         while True:
             source = self._source(stored)
             neighbors = self._neighborhood(source)
-            n_windows = self._fitting(neighbors, window_flops, sample)
+            neighbors.prepare(sample)
+            n_windows = self._affordable(self._fitting(neighbors, window_flops, sample))
             if stored <= n_windows:
                 # The first windows may have been cheaper to search for than the rest: the bill stays within the budget.
                 n_windows = self._within(neighbors, window_flops, n_windows)
@@ -92,17 +84,16 @@ class Provision:
         """That many windows or the most whose bill, with the search for every one of them, is within the budget."""
         while True:
             neighbors.prepare(n_windows, lambda share: self.progress("neighbours", share))
-            build, search = _store_flops(neighbors, n_windows)
-            if build + n_windows * (window_flops + search) <= self.run.budget:
+            fitting = self._fitting(neighbors, window_flops, n_windows)
+            if fitting >= n_windows:
                 return n_windows
-            fitting = (self.run.budget - build) / (window_flops + search)
-            n_windows = self._affordable(min(fitting, n_windows - self.settings["batch"]))
+            n_windows = self._affordable(fitting)
 
-    def _fitting(self, neighbors: Neighborhood, window_flops: int, sample: int) -> int:
-        """How many windows the budget pays for, going by the search for some."""
-        neighbors.prepare(sample)
-        build, search = _store_flops(neighbors, sample)
-        return self._affordable((self.run.budget - build) / (window_flops + search))
+    def _fitting(self, neighbors: Neighborhood, window_flops: int, searched: int) -> float:
+        """How many windows the budget pays for, going by the search for the first ``searched`` of them."""
+        build = sum(neighbors.store_bill()["flops"].values())
+        search = neighbors.work(searched)[0] / searched
+        return (self.run.budget - build) / (window_flops + search)
 
     def _affordable(self, windows: float) -> int:
         batch = self.settings["batch"]
@@ -131,8 +122,3 @@ class Provision:
         return self.workspace.neighborhood(
             source, self.windows, self.order, label, self.settings["k"], exclude=True
         )
-
-
-def _store_flops(neighbors: Neighborhood, n_rows: int) -> tuple[int, float]:
-    """What building the store took, and the search for one of the first ``n_rows`` windows."""
-    return sum(neighbors.store_bill()["flops"].values()), neighbors.work(n_rows)[0] / n_rows

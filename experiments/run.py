@@ -140,7 +140,9 @@ class _Execution:
     def rows(self) -> list[dict[str, Any]]:
         """Do it."""
         batch = self.settings["batch"]
-        plain = self._bill(self._network({}), stored=False).flops
+        stored = self.arm.source is not None
+        # Only the size of a store is told by the backbone alone.
+        plain = self._bill(self._network({}), stored=False).flops // batch if stored else 0
         provision = Provision(
             self.run,
             self.arm,
@@ -148,10 +150,9 @@ class _Execution:
             self.workspace,
             self.windows,
             self.order,
-            plain // batch,
+            plain,
             self.progress,
         )
-        stored = self.arm.source is not None
         sample = self._bill(self._network(self._slots(provision.source())), stored=stored)
         source, neighbors, n_windows = provision.provide(sample.flops // batch)
         network = self._network(self._slots(source))

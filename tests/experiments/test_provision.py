@@ -23,7 +23,6 @@ STEP, BATCH = 1000, 4
 class Priced:
     """Neighbours of which nobody needs more than the bill: the first piece at one price, the rest at another."""
 
-    stored: int
     first: float
     rest: float
     build: int
@@ -50,7 +49,7 @@ class Provided(Provision):
         return super()._source(stored)
 
     def _neighborhood(self, source: Source) -> Priced:  # type: ignore[override]
-        return Priced(self.stored, self.first, self.rest, self.build)
+        return Priced(self.first, self.rest, self.build)
 
 
 @pytest.fixture
