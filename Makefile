@@ -27,7 +27,7 @@ compare: $(VENV)/.installed
 	@$(BIN)/mnemograph compare $(ARGS)
 
 # One torch thread in each worker: the workers are the parallelism.
-test: $(VENV)/.installed
+test: $(VENV)/.installed-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev
@@ -63,7 +63,7 @@ $(BIN)/python:
 $(VENV)/.installed: $(PINNED) | $(BIN)/python
 	@echo "[2/3] pinned requirements (mostly torch; about a minute, more where it has to be downloaded)"
 	@$(PIP) install -q -c constraints.txt --upgrade pip 2>$(VENV)/install.err || { cat $(VENV)/install.err >&2; exit 1; }
-	@$(call install,.[test])
+	@$(call install,.)
 	@echo "[3/3] first import"
 	@export PYTHONDONTWRITEBYTECODE=; \
 	$(BIN)/python -W ignore -c 'import matplotlib.pyplot, wandb, lightning' & other=$$!; \
@@ -71,7 +71,12 @@ $(VENV)/.installed: $(PINNED) | $(BIN)/python
 	wait $$other && exit $$status
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "      what the tests need"
+	@$(call install,.[test])
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
 	@echo "      linters"
 	@$(call install,.[dev])
 	@touch $@
