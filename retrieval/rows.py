@@ -155,10 +155,11 @@ def _flops(
     return rows.numel() * x[1] * (1 if weight is None else 2)
 
 
-def _bytes(x: Tensor, rows: Tensor, weight: Tensor | None, n_rows: int, **_: Any) -> int:
-    """A vector for every name, the names, their weights, and the table that comes out."""
-    vectors = (rows.numel() + n_rows) * x.shape[1] * x.element_size()
-    return vectors + sum(part.numel() * part.element_size() for part in (rows, weight) if part is not None)
+def _bytes(x: Tensor, rows: Tensor, weight: Tensor | None, n_rows: int, **_: Any) -> tuple[int, int, int]:
+    """Read: a vector for every name, at random, the names and their weights; written: the table that comes out."""
+    vectors, table = (n * x.shape[1] * x.element_size() for n in (rows.numel(), n_rows))
+    names = sum(part.numel() * part.element_size() for part in (rows, weight) if part is not None)
+    return vectors + names, table, vectors
 
 
 _flops.bytes_formula = _bytes  # type: ignore[attr-defined]

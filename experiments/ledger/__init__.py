@@ -7,7 +7,7 @@ from experiments.ledger.bill import Bill
 from experiments.ledger.callback import LedgerCallback
 from experiments.ledger.elementwise import elementwise
 from experiments.ledger.ledger import Ledger
-from experiments.ledger.price import Call, Cost, Price, Rule
+from experiments.ledger.price import Call, Cost, Price, Rule, Traffic
 from experiments.ledger.unpriced import UnpricedOperator
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "LedgerCallback",
     "Price",
     "Rule",
+    "Traffic",
     "UnpricedOperator",
     "elementwise",
 ]

@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from experiments.ledger.price import Call, Cost, Price, Rule, nbytes, priced
+from experiments.ledger.price import Call, Cost, Price, Rule, Traffic, nbytes, priced, stored, tensors
 
 # Beside the products, each pair is scaled (1) and normalised by a softmax (5); backward undoes both (1 + 4).
 FORWARD_PER_PAIR = 6
@@ -44,8 +44,8 @@ def forward_cost(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
     products = 2 * pairs * (query.shape[-1] + value.shape[-1])
     adds = mask is not None and mask.dtype is not torch.bool
     out = prod(query.shape[:-1]) * value.shape[-1] * value.element_size()
-    read = sum(nbytes(tensor) for tensor in (query, key, value, mask) if tensor is not None)
-    return Cost(products + pairs * (FORWARD_PER_PAIR + adds), products, read + out)
+    traffic = Traffic(stored(tensors([query, key, value, mask])), out)
+    return Cost.of(products + pairs * (FORWARD_PER_PAIR + adds), products, traffic)
 
 
 def backward_cost(
@@ -65,9 +65,10 @@ def backward_cost(
     products = 2 * pairs * width
     out = prod(query.shape[:-1]) * d_value * value.element_size()
     sides = ((query, for_query), (key, for_key), (value, for_value), (mask, for_mask))
-    moved = sum(nbytes(tensor) * (1 + grad) for tensor, grad in sides if tensor is not None)
+    read = 2 * out + stored(tensor for tensor, _ in sides if tensor is not None)
+    traffic = Traffic(read, sum(nbytes(tensor) for tensor, grad in sides if tensor is not None and grad))
     elementwise = pairs * (BACKWARD_PER_PAIR * scores + for_mask)
-    return Cost(products + elementwise, products, moved + 2 * out)
+    return Cost.of(products + elementwise, products, traffic)
 
 
 def _tensors(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor | None, bool]:
@@ -83,15 +84,19 @@ def _backward(call: Call) -> Cost:
     return backward_cost(*_tensors(call))
 
 
+def _traffic(cost: Cost) -> Traffic:
+    return Traffic(cost.bytes_read, cost.bytes_written, cost.bytes_random)
+
+
 _FORWARD = Price(
     Rule("pairs·(2·d_key + 2·d_value + 6), + pairs for an added mask", lambda call: _forward(call).flops),
-    Rule("query, key, value, mask + output", lambda call: _forward(call).bytes),
+    Rule("query, key, value, mask + output", lambda call: _traffic(_forward(call))),
     "pairs that live: causal = half, mask = its live entries",
     Rule("pairs·(2·d_key + 2·d_value)", lambda call: _forward(call).matmul_flops),
 )
 _BACKWARD = Price(
     Rule("pairs·(4·d_key + 4·d_value + 5)", lambda call: _backward(call).flops),
-    Rule("query, key, value, output and gradients", lambda call: _backward(call).bytes),
+    Rule("query, key, value, output and gradients", lambda call: _traffic(_backward(call))),
     "four products; scores a kernel recomputes are not billed again",
     Rule("pairs·(4·d_key + 4·d_value)", lambda call: _backward(call).matmul_flops),
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.ledger.price import Cost
+from experiments.ledger.price import Cost, Traffic
 
 #: Where work is billed that ran inside no module: the loss, clipping, the optimizer.
 OUTSIDE = "(outside)"
+#: The phase of what a checkpoint computes a second time.
+RECOMPUTE = "recompute"
 
 
 class Bill:
@@ -26,15 +28,20 @@ class Bill:
         self.root = root
         self._work: dict[tuple[str, str, str], Cost] = {}
 
-    def add(self, kind: str, flops: int = 0, bytes: int = 0) -> None:  # noqa: A002 - the unit is the name
+    def add(
+        self, kind: str, flops: int = 0, bytes_read: int = 0, bytes_written: int = 0, bytes_random: int = 0
+    ) -> None:
         """Bill work done outside torch to the phase ``kind``.
 
         Args:
             kind: Phase, such as "search" or "build".
             flops: Arithmetic operations.
-            bytes: Bytes read and written.
+            bytes_read: Bytes read.
+            bytes_written: Bytes written.
+            bytes_random: The part of both at places that the data decide.
         """
-        self.record(kind, kind, OUTSIDE, Cost(int(flops), 0, int(bytes)))
+        traffic = Traffic(int(bytes_read), int(bytes_written), int(bytes_random))
+        self.record(kind, kind, OUTSIDE, Cost.of(int(flops), 0, traffic))
 
     def record(self, phase: str, operator: str, module: str, cost: Cost) -> None:
         """Bill ``cost`` to one operator in one module."""
@@ -62,9 +69,34 @@ class Bill:
         return self.total().matmul_flops
 
     @property
+    def recompute_flops(self) -> int:
+        """Operations that activation checkpointing does a second time."""
+        return self.by_phase.get(RECOMPUTE, 0)
+
+    @property
+    def needed_flops(self) -> int:
+        """Operations without those: what the model needs, where :attr:`flops` is what is done."""
+        return self.flops - self.recompute_flops
+
+    @property
     def bytes(self) -> int:
         """Bytes read and written, as if nothing were fused or cached."""
         return self.total().bytes
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read."""
+        return self.total().bytes_read
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes written."""
+        return self.total().bytes_written
+
+    @property
+    def bytes_random(self) -> int:
+        """The part of both at places that the data decide."""
+        return self.total().bytes_random
 
     def costs(self, by: str) -> dict[str, Cost]:
         """Cost by "phase", "operator" or "module".
@@ -110,34 +142,38 @@ class Bill:
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; :meth:`from_dict` reads it back."""
         work = [
-            {"phase": phase, "operator": operator, "module": module, **vars(cost)}
+            {"phase": phase, "operator": operator, "module": module, **cost.to_dict()}
             for (phase, operator, module), cost in sorted(self._work.items())
         ]
         views = {
-            f"by_{by}": {name: vars(cost) for name, cost in self.costs(by).items()}
+            f"by_{by}": {name: cost.to_dict() for name, cost in self.costs(by).items()}
             for by in ("phase", "operator", "module")
         }
-        return {**vars(self.total()), "root": self.root, **views, "work": work}
+        total = {**self.total().to_dict(), "needed_flops": self.needed_flops}
+        return {**total, "root": self.root, **views, "work": work}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Bill:
         """The bill that :meth:`to_dict` wrote."""
         bill = Bill(state["root"])
         for row in state["work"]:
-            cost = Cost(int(row["flops"]), int(row["matmul_flops"]), int(row["bytes"]))
-            bill.record(row["phase"], row["operator"], row["module"], cost)
+            bill.record(row["phase"], row["operator"], row["module"], Cost.from_dict(row))
         return bill
 
     def __str__(self) -> str:
-        """A plain table: phases, modules, operators."""
+        """A plain table: phases, modules, operators; the totals to the last digit."""
         total = self.total()
-        rows = [_header()]
+        rows = [" " * _NAME + "".join(name.rjust(width) for name, width, _ in _COLUMNS)]
         for by, order in (("phase", None), ("module", _by_name), ("operator", None)):
             rows += ["", by]
             costs = {name: cost for name, cost in self.costs(by).items() if cost != Cost()}
             for name, cost in sorted(costs.items(), key=order or _by_flops):
                 rows.append(_row(name or OUTSIDE, cost, total))
-        return "\n".join([*rows, "", _row("total", total, total)])
+        done = f"{total.flops:,} FLOPs"
+        if self.recompute_flops:
+            done += f" done, {self.needed_flops:,} needed (the rest is computed again by checkpoints)"
+        moved = f"{total.bytes:,} bytes moved if nothing is fused or cached"
+        return "\n".join([*rows, "", _row("total", total, total), "", done, moved])
 
 
 def _by_flops(item: tuple[str, Cost]) -> tuple[int, int, str]:
@@ -149,20 +185,27 @@ def _by_name(item: tuple[str, Cost]) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in item[0].split(".")]
 
 
-_COLUMNS: tuple[tuple[str, Callable[[Cost, Cost], str]], ...] = (
-    ("FLOPs", lambda cost, total: f"{cost.flops:,}"),
-    ("share", lambda cost, total: f"{cost.flops / max(total.flops, 1):.1%}"),
-    ("matmul FLOPs", lambda cost, total: f"{cost.matmul_flops:,}"),
-    ("bytes", lambda cost, total: f"{cost.bytes:,}"),
-    ("share", lambda cost, total: f"{cost.bytes / max(total.bytes, 1):.1%}"),
+def short(amount: int) -> str:
+    """Four digits and a prefix: ``12.35 G``."""
+    value, prefixes = float(amount), iter(" kMGTPE")
+    prefix = next(prefixes)
+    while value >= 999.95 and (larger := next(prefixes, None)) is not None:
+        value, prefix = value / 1000, larger
+    return f"{value:.0f}  " if prefix == " " else f"{value:.4g} {prefix}"
+
+
+_NAME = 42
+_COLUMNS: tuple[tuple[str, int, Callable[[Cost, Cost], str]], ...] = (
+    ("FLOPs", 11, lambda cost, total: short(cost.flops)),
+    ("share", 8, lambda cost, total: f"{cost.flops / max(total.flops, 1):.1%}"),
+    ("matmul", 11, lambda cost, total: short(cost.matmul_flops)),
+    ("bytes read", 12, lambda cost, total: short(cost.bytes_read)),
+    ("written", 11, lambda cost, total: short(cost.bytes_written)),
+    ("random", 11, lambda cost, total: short(cost.bytes_random)),
+    ("share", 8, lambda cost, total: f"{cost.bytes / max(total.bytes, 1):.1%}"),
 )
-_WIDTHS = (20, 8, 20, 20, 8)
-
-
-def _header() -> str:
-    return " " * 46 + "".join(name.rjust(width) for (name, _), width in zip(_COLUMNS, _WIDTHS, strict=True))
 
 
 def _row(name: str, cost: Cost, total: Cost) -> str:
-    cells = [show(cost, total).rjust(width) for (_, show), width in zip(_COLUMNS, _WIDTHS, strict=True)]
-    return f"  {name:<44}" + "".join(cells)
+    cells = [show(cost, total).rjust(width) for _, width, show in _COLUMNS]
+    return f"  {name:<{_NAME - 2}}" + "".join(cells)

@@ -33,9 +33,9 @@ class LedgerCallback(lightning.Callback):
         self._extra = Bill()
         self._open: tuple[str, Ledger] | None = None
 
-    def add(self, kind: str, flops: int = 0, bytes: int = 0) -> None:  # noqa: A002 - the unit is the name
-        """Bill work done outside the training step to the phase ``kind``."""
-        self._extra.add(kind, flops, bytes)
+    def add(self, kind: str, flops: int = 0, **moved: int) -> None:
+        """Bill work done outside the training step to the phase ``kind``; arguments as :meth:`Bill.add`."""
+        self._extra.add(kind, flops, **moved)
 
     def total(self) -> Bill:
         """Everything so far, as one bill: by phase, operator and module."""
@@ -47,7 +47,7 @@ class LedgerCallback(lightning.Callback):
 
     def bill(self) -> dict[str, dict[str, int]]:
         """FLOPs, matmul FLOPs and bytes of each phase, over all steps so far."""
-        return {phase: dict(vars(cost)) for phase, cost in self.total().costs("phase").items()}
+        return {phase: cost.to_dict() for phase, cost in self.total().costs("phase").items()}
 
     @property
     def train_flops(self) -> int:

@@ -21,15 +21,18 @@ a rule below, or an `UnpricedOperator` error that names the operator, the module
   there is a mask. `torch.nn.functional.scaled_dot_product_attention` costs the same in every kernel, if called by
   that name: a reference imported before the ledger opened is billed kernel by kernel. A mask on the meta device has
   no values, so all its pairs are billed. Attention spelled out in matrix products is billed as spelled.
-* **Backward** is billed as computed, except that scores a fused attention kernel recomputes are not billed twice. A
-  checkpointed forward is billed again, because it runs again.
+* **Backward** is billed as computed, except that scores a fused attention kernel recomputes are not billed twice. What
+  activation checkpointing computes again is billed again, as the phase "recompute": `flops` is what is done,
+  `needed_flops` what the model needs.
 * **Dropout is free**, so that training and evaluation have one bill.
 * **Sparse** operands are billed by their stored entries.
 * **Bytes** are those of the tensors read and written, as if nothing were fused or cached: an upper bound. An
-  expanded dimension is read once; a gather reads the rows it is asked for, not the table.
+  expanded dimension is read once; a gather reads the rows it is asked for, not the table. `bytes_random` is the part
+  of both at places that the data decide: rows of gathers and scatters, what a sparse operand points at, entries of a
+  search. Such bytes come slower than those in a row.
 * Searches and other operators from outside torch are priced by the formula registered beside them
-  (`torch.utils.flop_counter.register_flop_formula`); its attribute `bytes_formula`, if present, gives the bytes,
-  and `billed_as` the name of the operator whose place it takes on some devices.
+  (`torch.utils.flop_counter.register_flop_formula`); its attribute `bytes_formula`, if present, gives the bytes
+  `(read, written, random)`, and `billed_as` the name of the operator whose place it takes on some devices.
 * Nothing is billed that runs in another thread or outside torch: bill that with `Ledger.add`.
 
 A name stands for its in-place form and for all overloads. *inputs* and *outputs* are numbers of elements; in the

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.ledger.price import Call, Price, Rule, is_sparse, numel, priced, tensors, total
+from experiments.ledger.price import Call, Price, Rule, Traffic, is_sparse, numel, priced, tensors, total
 
 
 def elements(call: Call) -> int:
@@ -60,14 +60,13 @@ def _fused(flops: int) -> Rule:
     return Rule(f"{flops}·parameters", lambda call: flops * _first_elements(call))
 
 
-_STEP_BYTES = Rule(
-    "parameters, gradients and state read; parameters and state written",
-    lambda call: sum(
-        tensor.numel() * tensor.element_size() * (1 if name == "grads" else 2)
-        for name in ("self", "grads", "exp_avgs", "exp_avg_sqs", "state_sums", "momentum_buffer_list")
-        for tensor in tensors(call[name])
-    ),
-)
+def _stepped(call: Call) -> Traffic:
+    state = ("self", "exp_avgs", "exp_avg_sqs", "state_sums", "momentum_buffer_list")
+    kept = sum(tensor.numel() * tensor.element_size() for name in state for tensor in tensors(call[name]))
+    return Traffic(kept + sum(t.numel() * t.element_size() for t in tensors(call["grads"])), kept)
+
+
+_STEP_BYTES = Rule("parameters, gradients and state read; parameters and state written", _stepped)
 
 _ONE = """
     mul div neg abs reciprocal sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from experiments.ledger.price import MOVED, NOTHING, WRITTEN, Call, Price, Rule, nbytes, priced, tensors
+from experiments.ledger.price import (
+    MOVED,
+    NOTHING,
+    UNMOVED,
+    WRITTEN,
+    Call,
+    Price,
+    Rule,
+    Traffic,
+    priced,
+    stored,
+    tensors,
+)
 
 
-def _copied(call: Call) -> int:
+def _copied(call: Call) -> Traffic:
     """What is read and what is written: a target that is overwritten is not read."""
-    return sum(nbytes(tensor) for tensor in tensors(call["src"])) + sum(map(nbytes, call.written()))
+    return Traffic(stored(tensors(call["src"])), stored(call.written()))
 
 
 _SOURCE_AND_TARGET = Rule("source + target", _copied)
 
 
 def _free(because: str, *names: str) -> dict[str, Price]:
-    return priced(Price(NOTHING, NOTHING, because), *names)
+    return priced(Price(NOTHING, UNMOVED, because), *names)
 
 
 COPIED = Price(NOTHING, MOVED, "values are moved, not computed")
 FILLED = Price(NOTHING, WRITTEN, "memory is written")
 COMPARED = Price(NOTHING, MOVED, "a comparison, selection or cast yields no new number")
-VIEWED = Price(NOTHING, NOTHING, "a view of the same memory, as its schema says")
+VIEWED = Price(NOTHING, UNMOVED, "a view of the same memory, as its schema says")
 
 PRICES: dict[str, Price] = {
     **{
-        name: Price(NOTHING, NOTHING, "a label for the profiler, a question about a tensor")
+        name: Price(NOTHING, UNMOVED, "a label for the profiler, a question about a tensor")
         for name in ("profiler._record_function_enter_new", "profiler._record_function_exit", "prim.device")
     },
     **_free(

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.ledger.price import Call, Price, Rule, nbytes, numel, priced, tensors
+from experiments.ledger.price import Call, Price, Rule, Traffic, nbytes, numel, priced, stored, tensors
 
 
 def _index_bytes(call: Call) -> int:
     named = (call[name] for name in ("index", "indices", "offsets", "lengths", "mask"))
-    return sum(nbytes(tensor) for given in named for tensor in tensors(given))
+    return sum(stored(tensors(given)) for given in named)
 
 
-def _gathered(call: Call) -> int:
+def _gathered(call: Call) -> Traffic:
     """Each row read once for each time it is asked for, and written to the output."""
-    return 2 * sum(numel(out) * out.element_size() for out in call.written()) + _index_bytes(call)
+    rows = sum(numel(out) * out.element_size() for out in call.written())
+    return Traffic(rows + _index_bytes(call), rows, rows)
 
 
 def _values(call: Call) -> Any:
@@ -58,16 +59,18 @@ def _in_place(call: Call) -> bool:
     return call.func._schema.name.endswith("_")
 
 
-def _scattered(reads: int) -> Rule:
+def _scattered(reads: int) -> Rule[Traffic]:
     """Bytes of a scatter: the source, the index, and the rows touched; the whole target if it is copied first."""
 
-    def count(call: Call) -> int:
+    def count(call: Call) -> Traffic:
         target: Tensor = call.first()
         payload = _payload(call)
         source = _values(call)
         given = 0 if source is None else min(nbytes(source), payload * source.element_size())
-        copied = 0 if _in_place(call) else 2 * nbytes(target)
-        return given + (reads + 1) * payload * target.element_size() + _index_bytes(call) + copied
+        copied = 0 if _in_place(call) else nbytes(target)
+        touched = payload * target.element_size()
+        read = given + _index_bytes(call) + copied + reads * touched
+        return Traffic(read, copied + touched, (reads + 1) * touched)
 
     word = "rows touched read and written" if reads else "rows touched written"
     return Rule(f"source + index + {word}, + a copy of the target unless in place", count)
@@ -89,11 +92,10 @@ def _bag_read(call: Call) -> int:
     return read * (1 + (call["per_sample_weights"] is not None)) + divided
 
 
-def _bag_bytes(call: Call) -> int:
+def _bag_bytes(call: Call) -> Traffic:
     weight, out = call["weight"], call.out[0]
     rows = call["indices"].numel() * weight.shape[-1] * weight.element_size()
-    weights = nbytes(call["per_sample_weights"]) if call["per_sample_weights"] is not None else 0
-    return rows + weights + _index_bytes(call) + nbytes(out)
+    return Traffic(rows + stored(tensors(call["per_sample_weights"])) + _index_bytes(call), nbytes(out), rows)
 
 
 def _bag_backward(call: Call) -> int:
@@ -104,10 +106,15 @@ def _bag_backward(call: Call) -> int:
     return reads * (summed + (call["per_sample_weights"] is not None or call["mode"] == 1))
 
 
-def _row_bytes(call: Call) -> int:
+def _row_bytes(call: Call) -> Traffic:
     grad = call["grad"] if call["grad"] is not None else call["grad_output"]
     rows = call["indices"].numel() * grad.shape[-1] * grad.element_size()
-    return 2 * rows + nbytes(call["indices"]) + sum(nbytes(out) for out in call.written())
+    return Traffic(2 * rows + nbytes(call["indices"]), stored(call.written()), rows)
+
+
+def _dotted_bytes(call: Call) -> Traffic:
+    rows = call["indices"].numel() * call["grad"].shape[-1] * call["grad"].element_size()
+    return Traffic(2 * rows + _index_bytes(call), stored(call.written()), rows)
 
 
 def _weights_backward(call: Call) -> int:
@@ -176,14 +183,7 @@ PRICES: dict[str, Price] = {
     **priced(
         Price(
             Rule("2·rows read·width", _weights_backward),
-            Rule(
-                "gradients, rows, index, output",
-                lambda call: (
-                    2 * call["indices"].numel() * call["grad"].shape[-1] * call["grad"].element_size()
-                    + _index_bytes(call)
-                    + sum(map(nbytes, call.written()))
-                ),
-            ),
+            Rule("gradients, rows, index, output", _dotted_bytes),
             "one dot product a row",
         ),
         "_embedding_bag_per_sample_weights_backward",

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.ledger.bill import Bill
+from experiments.ledger.bill import RECOMPUTE, Bill
 from experiments.ledger.free import VIEWED
 from experiments.ledger.price import Call, Cost, Price
 from experiments.ledger.prices import Operator, price_of
@@ -33,8 +33,9 @@ class Ledger(Bill):
     A multiply-add is two FLOPs; ``docs/counting.md`` lists every price. The bill does not depend on the device, on
     train or eval, or on whether gradients are recorded. Work is put down to
 
-    * a *phase*: "backward" while autograd runs, "optimizer" inside ``Optimizer.step`` (but not inside its closure),
-      "search" for operators of that name, else "forward"; :meth:`phase` overrides all of them;
+    * a *phase*: "backward" while autograd runs, "recompute" for what a checkpoint computes again meanwhile,
+      "optimizer" inside ``Optimizer.step`` (but not inside its closure), "search" for operators of that name, else
+      "forward"; :meth:`phase` overrides all of them;
     * a *module*: in backward, the one whose forward made the node that runs, so parallel branches stay apart;
     * an *operator*.
 
@@ -168,6 +169,8 @@ class Ledger(Bill):
             return self._phases[-1]
         if operator.endswith(".search"):
             return "search"
+        if self._trace.recomputing():
+            return RECOMPUTE
         if torch._C._current_graph_task_id() != -1:
             return "backward"
         # Inside the step but with gradients on, or inside a module: that is its closure computing the loss.

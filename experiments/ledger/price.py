@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from math import prod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes moved if nothing were fused or cached.
+
+    Args:
+        read: Bytes read.
+        written: Bytes written.
+        random: The part of both at places that the data decide: rows of a gather or a scatter, entries of a search.
+    """
+
+    read: int = 0
+    written: int = 0
+    random: int = 0
 
 
 @dataclass(frozen=True)
@@ -18,20 +33,53 @@ class Cost:
     Args:
         flops: Arithmetic operations; a multiply-add is two.
         matmul_flops: The part of ``flops`` done in matrix products, convolutions and attention products.
-        bytes: Bytes read and written if nothing were fused or cached.
+        bytes_read: Bytes read if nothing were fused or cached.
+        bytes_written: Bytes written.
+        bytes_random: The part of both at places that the data decide; see :class:`Traffic`.
     """
 
     flops: int = 0
     matmul_flops: int = 0
-    bytes: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    bytes_random: int = 0
+
+    @classmethod
+    def of(cls, flops: int, matmul_flops: int, traffic: Traffic) -> Cost:
+        """Arithmetic and traffic together."""
+        return cls(flops, matmul_flops, traffic.read, traffic.written, traffic.random)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written."""
+        return self.bytes_read + self.bytes_written
+
+    def to_dict(self) -> dict[str, int]:
+        """Every number by name, ready for JSON."""
+        return {**vars(self), "bytes": self.bytes}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Cost:
+        """What :meth:`to_dict` wrote."""
+        return cls(**{part.name: int(state[part.name]) for part in fields(cls)})
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.flops + other.flops, self.matmul_flops + other.matmul_flops, self.bytes + other.bytes
+            self.flops + other.flops,
+            self.matmul_flops + other.matmul_flops,
+            self.bytes_read + other.bytes_read,
+            self.bytes_written + other.bytes_written,
+            self.bytes_random + other.bytes_random,
         )
 
     def __mul__(self, times: int) -> Cost:
-        return Cost(self.flops * times, self.matmul_flops * times, self.bytes * times)
+        return Cost(
+            self.flops * times,
+            self.matmul_flops * times,
+            self.bytes_read * times,
+            self.bytes_written * times,
+            self.bytes_random * times,
+        )
 
 
 @dataclass(frozen=True)
@@ -69,12 +117,15 @@ class Call:
         return [tensor for name in changed for tensor in tensors(self[name])]
 
 
+Amount = TypeVar("Amount", int, Traffic)
+
+
 @dataclass(frozen=True)
-class Rule:
-    """A number computed from a call, and the same in words."""
+class Rule(Generic[Amount]):
+    """A number of operations, or the traffic, computed from a call, and the same in words."""
 
     text: str
-    of: Callable[[Call], int]
+    of: Callable[[Call], Amount]
 
 
 def tensors(nested: Any) -> Iterator[Tensor]:
@@ -93,7 +144,7 @@ def is_sparse(tensor: Tensor) -> bool:
     return tensor.layout is not torch.strided
 
 
-def _stored(tensor: Tensor) -> list[Tensor]:
+def _parts(tensor: Tensor) -> list[Tensor]:
     if tensor.layout is torch.sparse_coo:
         return [tensor._values(), tensor._indices()]
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
@@ -103,13 +154,13 @@ def _stored(tensor: Tensor) -> list[Tensor]:
 
 def numel(tensor: Tensor) -> int:
     """Elements that exist: for a sparse tensor those stored."""
-    return _stored(tensor)[0].numel() if is_sparse(tensor) else tensor.numel()
+    return _parts(tensor)[0].numel() if is_sparse(tensor) else tensor.numel()
 
 
 def nbytes(tensor: Tensor) -> int:
     """Bytes behind a tensor; an expanded dimension is stored once, a sparse tensor is its values and indices."""
     if is_sparse(tensor):
-        return sum(nbytes(part) for part in _stored(tensor))
+        return sum(nbytes(part) for part in _parts(tensor))
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return tensor.element_size() * prod(size if stride or size == 0 else 1 for size, stride in sizes)
 
@@ -119,18 +170,27 @@ def total(counted: Iterable[Tensor]) -> int:
     return sum(numel(tensor) for tensor in counted)
 
 
-def _moved(call: Call) -> int:
+def stored(counted: Iterable[Tensor]) -> int:
+    """Bytes behind several tensors together."""
+    return sum(nbytes(tensor) for tensor in counted)
+
+
+def _moved(call: Call) -> Traffic:
     read, written = call.read(), call.written()
     sparse = [tensor for tensor in read if is_sparse(tensor)]
     if sparse and any(out is tensor for out in written for tensor in read if not is_sparse(tensor)):
         # Adding a sparse gradient to a dense tensor in place touches only the rows that are stored.
-        return sum(nbytes(tensor) + 2 * nbytes(_stored(tensor)[0]) for tensor in sparse)
-    return sum(map(nbytes, read)) + sum(map(nbytes, written))
+        rows = sum(nbytes(_parts(tensor)[0]) for tensor in sparse)
+        return Traffic(stored(sparse) + rows, rows, 2 * rows)
+    # A sparse operand says where its dense partner is read.
+    random = stored(tensor for tensor in read if not is_sparse(tensor)) if sparse else 0
+    return Traffic(stored(read), stored(written), random)
 
 
-NOTHING = Rule("0", lambda call: 0)
-MOVED = Rule("inputs + outputs", _moved)
-WRITTEN = Rule("outputs", lambda call: sum(map(nbytes, call.written())))
+NOTHING: Rule[int] = Rule("0", lambda call: 0)
+UNMOVED: Rule[Traffic] = Rule("0", lambda call: Traffic())
+MOVED: Rule[Traffic] = Rule("inputs + outputs", _moved)
+WRITTEN: Rule[Traffic] = Rule("outputs", lambda call: Traffic(0, stored(call.written())))
 
 
 @dataclass(frozen=True)
@@ -139,18 +199,18 @@ class Price:
 
     Args:
         flops: Rule for all arithmetic.
-        bytes: Rule for bytes read and written.
+        bytes: Rule for bytes read, written, and moved at places that the data decide.
         because: Why, in a few words, for the table people read.
         matmul: Rule for the part that is matrix products, included in ``flops``.
     """
 
-    flops: Rule = NOTHING
-    bytes: Rule = MOVED
+    flops: Rule[int] = NOTHING
+    bytes: Rule[Traffic] = MOVED
     because: str = ""
-    matmul: Rule = NOTHING
+    matmul: Rule[int] = NOTHING
 
     def __call__(self, call: Call) -> Cost:
-        return Cost(self.flops.of(call), self.matmul.of(call), self.bytes.of(call))
+        return Cost.of(self.flops.of(call), self.matmul.of(call), self.bytes.of(call))
 
 
 def priced(price: Price, *names: str) -> dict[str, Price]:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from experiments.ledger import attention, elementwise, free, indexing, matmul, reductions
-from experiments.ledger.price import Call, Cost, Price, nbytes
+from experiments.ledger.price import MOVED, Call, Cost, Price, Traffic
 
 SECTIONS: dict[str, dict[str, Price]] = {
     "Matrix products and convolutions": matmul.PRICES,
@@ -30,8 +30,9 @@ def price_of(func: torch._ops.OpOverload) -> tuple[str, Callable[[Call], Cost]] 
 
     An operator that changes its argument in place has the price of the one that does not. An operator outside aten
     is priced by the formula registered with ``torch.utils.flop_counter.register_flop_formula``; if that formula
-    has an attribute ``bytes_formula`` (same arguments), it gives the bytes. An attribute ``billed_as`` names the
-    operator it stands in for on some devices, such as "aten.mm".
+    has an attribute ``bytes_formula`` (same arguments), it gives the bytes: those read, those written and the part
+    of both at places that the data decide. An attribute ``billed_as`` names the operator it stands in for on some
+    devices, such as "aten.mm".
     """
     packet = func._overloadpacket
     name = str(packet)
@@ -49,10 +50,10 @@ def _registered(formula: Callable[..., Any], products: bool) -> Callable[[Call],
     def cost(call: Call) -> Cost:
         flops = int(formula(*call.args, **call.kwargs, out_val=call.out))
         bytes_formula = getattr(formula, "bytes_formula", None)
-        if bytes_formula is not None:
-            moved = int(bytes_formula(*call.args, **call.kwargs, out_val=call.out))
+        if bytes_formula is None:
+            traffic = MOVED.of(call)
         else:
-            moved = sum(map(nbytes, call.read())) + sum(map(nbytes, call.written()))
-        return Cost(flops, flops if products else 0, moved)
+            traffic = Traffic(*map(int, bytes_formula(*call.args, **call.kwargs, out_val=call.out)))
+        return Cost.of(flops, flops if products else 0, traffic)
 
     return cost

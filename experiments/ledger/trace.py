@@ -92,6 +92,18 @@ class Trace:
         position = bisect_right(self._regions, number, key=lambda region: region.start) - 1
         return self._regions[position] if position >= 0 and number < self._regions[position].stop else None
 
+    def recomputing(self) -> bool:
+        """Whether a checkpoint is computing its forward again, inside backward."""
+        if torch._C._current_graph_task_id() == -1 or not torch.is_grad_enabled():
+            return False
+        if self._running_forward():
+            return True
+        node = torch._C._current_autograd_node()
+        # Work of a checkpointed function outside any module: told by the node, or by who keeps its tensors.
+        keepers = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        again = keepers is not None and "_recomputation_hook" in keepers[0].__qualname__
+        return again or (node is not None and "CheckpointFunction" in node.name())
+
     def close_region(self, start: int, operator: str, backward: Cost) -> None:
         """Bill the nodes made since ``start`` as one operator."""
         stop = torch.autograd._get_sequence_nr()

@@ -91,11 +91,12 @@ def test_state_survives_a_checkpoint(tmp_path):
     trainer(whole, tmp_path, max_epochs=2).fit(Model(), loader(6))
     run = trainer(first, tmp_path)
     run.fit(Model(), loader(6))
-    first.add("search", flops=5, bytes=6)
+    first.add("search", flops=5, bytes_read=6)
     run.save_checkpoint(tmp_path / "half.ckpt")
     trainer(second, tmp_path, max_epochs=2).fit(Model(), loader(6), ckpt_path=tmp_path / "half.ckpt")
     assert second.steps == whole.steps == 6
-    assert second.bill()["search"] == {"flops": 5, "matmul_flops": 0, "bytes": 6}
+    assert second.bill()["search"]["flops"] == 5
+    assert second.bill()["search"]["bytes"] == 6
     assert second.train_flops == whole.train_flops + 5
     assert second.train_bytes == whole.train_bytes + 6
 

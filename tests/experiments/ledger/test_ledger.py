@@ -71,7 +71,34 @@ def test_checkpointed_forward_is_billed_again_in_its_module(reentrant):
     # forward, again, and two gradients; without reentry the product nobody reads again may be left out
     assert costs["dense"].matmul_flops == 4 * PRODUCT
     assert costs["memory"].matmul_flops in (3 * PRODUCT, 4 * PRODUCT)
-    assert ledger.costs("phase")["forward"].matmul_flops == 2 * PRODUCT
+    phases = {name: cost.matmul_flops for name, cost in ledger.costs("phase").items()}
+    assert phases["forward"] == 2 * PRODUCT
+    assert phases["backward"] == 4 * PRODUCT
+    assert phases["recompute"] == costs["memory"].matmul_flops + costs["dense"].matmul_flops - 6 * PRODUCT
+    assert ledger.flops - ledger.needed_flops == ledger.recompute_flops == ledger.by_phase["recompute"]
+    assert "needed" in str(ledger)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputed_work_outside_modules_is_told_apart(reentrant):
+    x = torch.ones(N, D, requires_grad=True)
+    bills = []
+    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=reentrant)):
+        with Ledger() as ledger:
+            run(lambda x: (x.exp() * x).sin().sum(), x).backward()
+        bills.append(ledger)
+    plain, checkpointed = bills
+    assert plain.recompute_flops == 0
+    # Without reentry the recomputation ends with the last tensor that backward reads.
+        assert checkpointed.recompute_flops == (4 if reentrant else 2) * N * D
+    assert checkpointed.needed_flops == plain.flops == plain.needed_flops
+
+
+def test_gradient_of_a_gradient_is_no_recomputation():
+    x = torch.ones(N, requires_grad=True)
+    with Ledger() as ledger:
+        torch.autograd.grad(x.exp().sum(), x, create_graph=True)
+    assert set(ledger.by_phase) == {"forward", "backward"}
 
 
 def test_unpriced_operator_names_itself_and_its_place():
@@ -118,7 +145,11 @@ def search_flops(queries, visited, *, out_val, **kwargs):
     return 2 * visited * queries.shape[-1]
 
 
-search_flops.bytes_formula = lambda queries, visited, **kwargs: 4 * visited * queries.shape[-1]
+def search_bytes(queries, visited, **kwargs):
+    return 4 * visited * queries.shape[-1], 8, 16
+
+
+search_flops.bytes_formula = search_bytes
 register_flop_formula(torch.ops.ledgertest.search, get_raw=True)(search_flops)
 
 
@@ -133,7 +164,8 @@ def test_operator_with_a_registered_formula(device):
     with Ledger() as ledger:
         search(queries, 100)
     assert ledger.by_phase == {"search": 2 * 100 * D}
-    assert ledger.bytes_by_phase == {"search": 4 * 100 * D}
+    assert ledger.bytes_by_phase == {"search": 4 * 100 * D + 8}
+    assert (ledger.bytes_read, ledger.bytes_written, ledger.bytes_random) == (4 * 100 * D, 8, 16)
     assert ledger.by_operator == {"ledgertest.search": 2 * 100 * D}
     assert ledger.matmul_flops == 0
 
@@ -148,7 +180,7 @@ def test_named_phase_overrides_and_outside_work_is_added():
         with ledger.phase("build"):
             torch.ones(N).requires_grad_().sum().backward()
             search(torch.ones(N, D), 1)
-        ledger.add("search", flops=10**20, bytes=7)
+        ledger.add("search", flops=10**20, bytes_read=4, bytes_written=3, bytes_random=2)
     assert ledger.by_phase == {"build": N + 2 * D, "search": 10**20}
     assert ledger.bytes_by_phase["search"] == 7
 
@@ -200,7 +232,9 @@ def test_table_is_plain_and_complete():
     with Ledger(model) as ledger:
         model(torch.ones(N, D)).sum().backward()
     lines = str(ledger).splitlines()
-    assert f"{ledger.flops:,}" in lines[-1]
+    assert f"{ledger.flops:,} FLOPs" in lines[-2]
+    assert f"{ledger.bytes:,} bytes" in lines[-1]
+    assert max(map(len, lines)) <= 114
     assert any(line.split()[0] == "aten.addmm" for line in lines if line.strip())
     order = [line.split()[0] for line in lines if line.strip() and line.split()[0].isdigit()]
     assert order == [str(number) for number in range(11)]
@@ -217,8 +251,8 @@ def test_bill_survives_json():
 
 def test_bills_multiply():
     bill, twice = Bill(), Bill()
-    bill.record("forward", "aten.mm", "a", Cost(3, 2, 1))
+    bill.record("forward", "aten.mm", "a", Cost(5, 4, 3, 2, 1))
     twice.include(bill, times=2)
-    assert twice.total() == Cost(6, 4, 2)
+    assert twice.total() == Cost(10, 8, 6, 4, 2)
     with pytest.raises(ValueError, match="not by 'layer'"):
         bill.costs("layer")
