@@ -100,7 +100,7 @@ class Trace:
             return True
         node = torch._C._current_autograd_node()
         # Work of a checkpointed function outside any module: told by the node, or by who keeps its tensors.
-        keepers = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        keepers = torch._C._autograd._top_saved_tensors_default_hooks(True)  # type: ignore[attr-defined]
         again = keepers is not None and "_recomputation_hook" in keepers[0].__qualname__
         return again or (node is not None and "CheckpointFunction" in node.name())
 

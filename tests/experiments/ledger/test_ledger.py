@@ -90,7 +90,7 @@ def test_recomputed_work_outside_modules_is_told_apart(reentrant):
     plain, checkpointed = bills
     assert plain.recompute_flops == 0
     # Without reentry the recomputation ends with the last tensor that backward reads.
-        assert checkpointed.recompute_flops == (4 if reentrant else 2) * N * D
+    assert checkpointed.recompute_flops == (4 if reentrant else 2) * N * D
     assert checkpointed.needed_flops == plain.flops == plain.needed_flops
 
 
