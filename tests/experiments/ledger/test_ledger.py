@@ -81,9 +81,9 @@ def test_checkpointed_forward_is_billed_again_in_its_module(reentrant):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_recomputed_work_outside_modules_is_told_apart(reentrant):
-    x = torch.ones(N, D, requires_grad=True)
     bills = []
     for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=reentrant)):
+        x = torch.ones(N, D, requires_grad=True)
         with Ledger() as ledger:
             run(lambda x: (x.exp() * x).sin().sum(), x).backward()
         bills.append(ledger)
