@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = ["Passages"]
 
@@ -137,25 +138,40 @@ class Passages:
         Raises:
             IndexError: If a position is outside the store.
         """
-        where = ids.detach().cpu()
+        where = ids.detach() if ids.is_meta else ids.detach().cpu()
         shape = (before + 1 + after, *where.shape)
-        first, last = (int(end) for end in where.aminmax()) if where.numel() else (0, 0)
-        # Where there is no neighbour the id is 0, in an empty store too.
-        if not 0 <= first <= last < max(len(self), 1):
-            raise IndexError(f"position outside a store of {len(self)} tokens: {first}..{last}")
+        self._check(where)
         if not len(self):
             return torch.zeros(shape, dtype=torch.int64, device=ids.device).movedim(0, -1)
         # Places come first in memory, so that whoever reads one place of every window reads it in one go.
-        offsets = torch.arange(-before, after + 1).unsqueeze(1)
+        offsets = torch.arange(-before, after + 1, device=where.device).unsqueeze(1)
         span = where.reshape(-1) + offsets
         # Between a place and its neighbour on the way to the position, does a passage begin?
         edges = (span + (offsets < 0)).clamp_(0, len(self))
-        outside = self._begins.index_select(0, edges.view(-1)).view(span.shape)
-        outside[before] = False
+        begins, signed = _like(where, self._begins), _like(where, self._signed)
+        outside = begins.index_select(0, edges.view(-1)).view(span.shape)
+        outside[before].fill_(False)
         for place in range(before + 2, len(outside)):
             outside[place] |= outside[place - 1]
         for place in range(before - 2, -1, -1):
             outside[place] |= outside[place + 1]
-        found = self._signed.index_select(0, span.clamp_(0, len(self) - 1).view(-1)).long()
+        found = signed.index_select(0, span.clamp_(0, len(self) - 1).view(-1)).long()
         found &= (1 << (8 * self.tokens.dtype.itemsize)) - 1 if self.tokens.dtype.itemsize < 8 else -1
         return found.view(span.shape).masked_fill_(outside, 0).view(shape).movedim(0, -1).to(ids.device)
+
+    def _check(self, where: Tensor) -> None:
+        """Refuse positions outside the store."""
+        if not where.numel():
+            return
+        ends = where.aminmax()
+        # Positions that exist in shape only, to find out what a model costs, have no values to check.
+        if where.is_meta or isinstance(where, FakeTensor):
+            return
+        first, last = (int(end) for end in ends)
+        # Where there is no neighbour the id is 0, in an empty store too.
+        if not 0 <= first <= last < max(len(self), 1):
+            raise IndexError(f"position outside a store of {len(self)} tokens: {first}..{last}")
+
+
+def _like(where: Tensor, table: Tensor) -> Tensor:
+    return torch.empty_like(table, device="meta") if where.is_meta else table
