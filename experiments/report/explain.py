@@ -5,6 +5,23 @@ QUESTION = (
     " or longer-trained dense transformer, at equal compute with everything counted?"
 )
 
+CAUSAL = (
+    "Causal attention is billed by the query-key pairs that live, about half of the square, for every arm alike; a"
+    " counter that bills the whole square gives larger amounts."
+)
+
+CONVENTIONS = (
+    "Training FLOPs are counted twice: every operation, and matrix products alone. Searching and building count in full"
+    " under both, and a claim has to hold both ways."
+)
+
+BREAK_EVEN = (
+    "Break-even: N = building / (FLOPs per token of dense at the arm's loss - FLOPs per token of the arm, search"
+    " included), the number of served tokens at which building and reading together cost what reading dense of equal"
+    " loss costs. “none”: that dense is not dearer to read, so there is no such number. The rest of the training bill"
+    " is put aside on both sides; ends are those of the interval of the multiplier on inference FLOPs."
+)
+
 CONTROLS = {
     "dense + counts": (
         "The dense model mixed with counts of the n-grams in the same text. It trains nothing, so a "
@@ -32,9 +49,10 @@ COUNTING = (
         "Every operation that ran was priced while it ran, by operator; one that has no price stops "
         "the run. The training bill holds forward, backward and optimizer work, building the memory "
         "(encoding, training and filling the index) and every search. Nothing is left out because it "
-        "is cheap, and matrix products alone are counted a second time as a check: a claim about "
-        "training FLOPs has to hold both ways."
+        "is cheap."
     ),
+    CONVENTIONS,
+    CAUSAL,
     (
         "A multiplier is the amount of compute at which tuned dense reaches an arm's loss, over the "
         "amount the arm used: 2x means that dense needs twice as much. The frontier has one point a "
@@ -49,7 +67,7 @@ COUNTING = (
         "already better. An interval end marked “open” leaves the measured range."
     ),
     (
-        "The four multipliers of an arm speak of the same dense model, the tuned one that predicts as"
+        "The multipliers of an arm speak of the same dense model, the tuned one that predicts as"
         " well as the arm. For inference a stricter figure is given too, in which the training bill "
         "is put aside: each dense width with whichever budget of the table suits it best. A claim "
         "about inference has to hold both ways. FLOPs per token at inference include the search."
@@ -61,6 +79,7 @@ COUNTING = (
         "other sizes, or of rates that were not tried. Seconds are those of the machine that ran the "
         "study, with whatever else it was doing."
     ),
+    BREAK_EVEN,
     (
         "In the regime “same tokens” a store holds only what the network trained on, and most of it. In “whole "
         "corpus” it holds all training text, and so do its controls; what is gained there is access "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any, Literal
@@ -12,10 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments.report.forest import draw_multipliers
-from experiments.report.growth import draw_growth
+from experiments.report.axes import axis_names
+from experiments.report.content import MANY_BUDGETS, compared_budgets
+from experiments.report.forest import draw_multipliers, explain_multipliers
+from experiments.report.growth import draw_growth, explain_growth
 from experiments.report.marks import DARK, LIGHT, Mark, Palette, marks
-from experiments.report.table import MANY_BUDGETS, compared_budgets
 
 Summary = Mapping[str, Any]
 
@@ -23,6 +25,8 @@ Summary = Mapping[str, Any]
 # range of the others it is named in a corner instead.
 HEADROOM = 0.25
 WIDTH = 10.0
+# Panels beside one another.
+ABREAST = 4
 
 
 def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
@@ -35,28 +39,40 @@ def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
     chosen = marks(summary, palette)
     groups = len({mark.group for mark in chosen})
     growing = bool(chosen) and len(compared_budgets(summary)) > MANY_BUDGETS
+    blocks = _blocks(axis_names(summary)) if chosen else []
     # Everything is placed in inches, so that many arms make the figure taller and nothing smaller.
-    below = (2.3 * groups + 0.75 if growing else 0.27 * (len(chosen) + groups) + 1.35) if chosen else 0.0
+    block = 2.3 * groups if growing else 0.27 * (len(chosen) + groups) + 0.6
+    below = len(blocks) * block + 0.75 if blocks else 0.0
     height = 4.6 + below
     figure = Figure(figsize=(WIDTH, height), facecolor=palette.paper)
     FigureCanvasAgg(figure)
     top = figure.add_axes((0.075, (below + 0.6) / height, 0.62, 3.8 / height))
     _losses(top, summary, chosen, palette)
-    if growing:
-        rows = [
-            [
-                figure.add_axes((0.075 + 0.235 * place, (0.35 + 2.3 * row) / height, 0.19, 1.75 / height))
-                for place in range(4)
+    for number, axes in enumerate(blocks):
+        foot = (len(blocks) - 1 - number) * block
+        if growing:
+            rows = [
+                [
+                    figure.add_axes(
+                        (0.075 + 0.235 * place, (foot + 0.35 + 2.3 * row) / height, 0.19, 1.75 / height)
+                    )
+                    for place in range(len(axes))
+                ]
+                for row in reversed(range(groups))
             ]
-            for row in reversed(range(groups))
-        ]
-        draw_growth(rows, summary, chosen, palette)
-    elif chosen:
-        panels = [
-            figure.add_axes((0.215 + 0.199 * place, 0.55 / height, 0.175, (below - 1.15) / height))
-            for place in range(4)
-        ]
-        draw_multipliers(panels, summary, chosen, palette)
+            draw_growth(rows, axes, summary, chosen, palette)
+            if number == 0:
+                explain_growth(rows[0][0], palette)
+        else:
+            panels = [
+                figure.add_axes(
+                    (0.215 + 0.199 * place, (foot + 0.55) / height, 0.175, (block - 0.6) / height)
+                )
+                for place in range(len(axes))
+            ]
+            draw_multipliers(panels, axes, summary, chosen, palette)
+            if number == 0:
+                explain_multipliers(panels[0], summary, chosen, palette)
     return figure
 
 
@@ -67,6 +83,14 @@ def to_bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "mnemograph"}):
         figure.savefig(buffer, format=kind, dpi=160, metadata=metadata, facecolor=figure.get_facecolor())
     return buffer.getvalue()
+
+
+def _blocks(axes: Mapping[str, str]) -> list[dict[str, str]]:
+    """The axes in lines of equal length, as few as can be read."""
+    lines = math.ceil(len(axes) / ABREAST)
+    length = math.ceil(len(axes) / lines)
+    pairs = list(axes.items())
+    return [dict(pairs[start : start + length]) for start in range(0, len(pairs), length)]
 
 
 def _losses(axes: Axes, summary: Summary, chosen: Sequence[Mark], palette: Palette) -> None:

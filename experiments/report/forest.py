@@ -9,26 +9,32 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments.frontier.wording import AXIS_NAMES
-from experiments.report.marks import Mark, Palette
+from experiments.report.marks import SHAPES, Mark, Palette
 
 
 def draw_multipliers(
-    panels: Sequence[Axes], summary: Mapping[str, Any], chosen: Sequence[Mark], palette: Palette
+    panels: Sequence[Axes],
+    axes: Mapping[str, str],
+    summary: Mapping[str, Any],
+    chosen: Sequence[Mark],
+    palette: Palette,
 ) -> None:
     """Fill one panel an axis.
 
     Args:
         panels: as many as there are axes, from left to right.
+        axes: the axes and their names.
         summary: of a study.
         chosen: the arms, from top to bottom.
         palette: colours of ink and paper.
     """
     places, limits = _places(chosen), multiplier_range(summary, chosen)
     budgets = sorted({budget for mark in chosen for budget in summary["arms"][mark.name]}, key=float)
-    for panel, (axis, words) in zip(panels, AXIS_NAMES.items(), strict=True):
+    for panel, (axis, words) in zip(panels, axes.items(), strict=True):
         for mark in chosen:
             for budget, entry in summary["arms"][mark.name].items():
+                if axis not in entry:
+                    continue
                 rank = budgets.index(budget) - (len(budgets) - 1) / 2
                 pale = budget != budgets[-1]
                 _draw(panel, entry[axis], places[mark.name] + 0.28 * rank, mark, pale, palette)
@@ -36,15 +42,29 @@ def draw_multipliers(
         panel.set_ylim(max(places.values()) + 0.7, -1.0)
         panel.yaxis.set_major_locator(FixedLocator(list(places.values())))
         labels = list(places) if panel is panels[0] else [""] * len(places)
-        panel.set_yticklabels([name.replace(" (whole corpus)", "") for name in labels])
+        panel.set_yticklabels([_under(name, chosen) for name in labels])
         for group, height in _headings(chosen, places).items():
             if panel is panels[0]:
                 panel.text(
                     -0.04, height, group, transform=panel.get_yaxis_transform(), ha="right", va="center",
                     size=8, color=palette.soft, style="italic",
                 )  # fmt: skip
+
+
+def _under(name: str, chosen: Sequence[Mark]) -> str:
+    """A name under its heading, which says the regime already unless it is that of the other controls."""
+    short = name.replace(" (whole corpus)", "")
+    group = next((mark.group for mark in chosen if mark.name == name), None)
+    return short if group in SHAPES else name.replace(" (", "\n(")
+
+
+def explain_multipliers(
+    panel: Axes, summary: Mapping[str, Any], chosen: Sequence[Mark], palette: Palette
+) -> None:
+    """Say above the first panel how all of them are read."""
+    budgets = sorted({budget for mark in chosen for budget in summary["arms"][mark.name]}, key=float)
     shades = ", ".join(f"{budget}{'' if budget == budgets[-1] else ' pale'}" for budget in budgets)
-    panels[0].set_title(
+    panel.set_title(
         f"dense needs this many times what the arm used (right of 1: the arm is cheaper); budgets {shades}",
         loc="left", size=9.5, color=palette.ink, pad=20,
     )  # fmt: skip
@@ -98,7 +118,11 @@ def _blend(color: str, paper: str) -> tuple[float, ...]:
 def multiplier_range(summary: Mapping[str, Any], chosen: Sequence[Mark]) -> tuple[float, float]:
     """One scale for all panels, so that a distance means the same in each."""
     cells = [
-        entry[axis] for mark in chosen for entry in summary["arms"][mark.name].values() for axis in AXIS_NAMES
+        entry[axis]
+        for mark in chosen
+        for entry in summary["arms"][mark.name].values()
+        for axis in summary["axes"]
+        if axis in entry
     ]
     values = [cell[part] for cell in cells for part in ("multiplier", "low", "high") if cell[part]]
     low, high = min([0.5, *values]), max([2.0, *values])

@@ -10,19 +10,23 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.frontier import budget_key
-from experiments.frontier.wording import AXIS_NAMES
+from experiments.report.content import compared_budgets
 from experiments.report.forest import multiplier_range, powers_of_two
 from experiments.report.marks import Mark, Palette
-from experiments.report.table import compared_budgets
 
 
 def draw_growth(
-    rows: Sequence[Sequence[Axes]], summary: Mapping[str, Any], chosen: Sequence[Mark], palette: Palette
+    rows: Sequence[Sequence[Axes]],
+    axes: Mapping[str, str],
+    summary: Mapping[str, Any],
+    chosen: Sequence[Mark],
+    palette: Palette,
 ) -> None:
     """Fill a row of panels for each group of arms, one panel an axis.
 
     Args:
         rows: as many as there are groups, from top to bottom.
+        axes: the axes and their names, as many as a row has panels.
         summary: of a study.
         chosen: the arms; those of a group stand together.
         palette: colours of ink and paper.
@@ -31,7 +35,7 @@ def draw_growth(
     budgets = [float(budget) for budget in compared_budgets(summary)]
     for panels, group in zip(rows, dict.fromkeys(mark.group for mark in chosen), strict=True):
         members = [mark for mark in chosen if mark.group == group]
-        for panel, (axis, words) in zip(panels, AXIS_NAMES.items(), strict=True):
+        for panel, (axis, words) in zip(panels, axes.items(), strict=True):
             for place, mark in enumerate(members):
                 # Side by side, within a tenth of a decade.
                 aside = 10 ** (0.10 * ((place + 0.5) / len(members) - 0.5))
@@ -40,12 +44,16 @@ def draw_growth(
             if panels is rows[0]:
                 panel.set_title(words, size=9, color=palette.ink)
         panels[0].set_ylabel(group, size=9, style="italic", color=palette.soft)
-    rows[0][0].text(
+
+
+def explain_growth(panel: Axes, palette: Palette) -> None:
+    """Say above the first panel how all of them are read."""
+    panel.text(
         0.0,
         1.22,
         "dense needs this many times what the arm used (above 1: the arm is cheaper); "
         "arrows: dense was not measured further",
-        transform=rows[0][0].transAxes,
+        transform=panel.transAxes,
         size=9.5,
         color=palette.ink,
     )
@@ -55,7 +63,8 @@ def _draw(
     panel: Axes, entries: Mapping[str, Any], axis: str, mark: Mark, aside: float, palette: Palette
 ) -> None:
     ascending = sorted(entries, key=float)
-    points = [(float(budget) * aside, entries[budget][axis]) for budget in ascending]
+    measured = [budget for budget in ascending if axis in entries[budget]]
+    points = [(float(budget) * aside, entries[budget][axis]) for budget in measured]
     for (x, cell), (next_x, following) in pairwise(points):
         # No line to a bound: it would fall towards the budget where dense ends, whatever the arm does.
         if _measured(cell) and _measured(following):

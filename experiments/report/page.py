@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from experiments.frontier.cells import Table
-from experiments.report import bill, sections
+from experiments.report import bill, cost, sections
+from experiments.report.findings import Findings
 from experiments.report.markup import Markup, join, tag
 from experiments.report.style import CSS
 
@@ -14,40 +11,31 @@ from experiments.report.style import CSS
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def page(
-    summary: Mapping[str, Any],
-    results: Table,
-    *,
-    corpus: Mapping[str, Any] | None,
-    audit: Mapping[str, Any] | None,
-    command: str,
-    question: str | None = None,
-) -> str:
+def page(findings: Findings) -> str:
     """Build the page.
 
     Args:
-        summary: as :func:`experiments.frontier.summarize` builds it.
-        results: the rows it was built from, grouped.
-        corpus: the corpus's description of itself.
-        audit: how much of the held-out text occurs in the training text.
-        command: what reproduces the results.
-        question: the study's question; a general one by default.
+        findings: what it says.
     """
+    summary, results = findings.summary, findings.results
     runs = sum(len(cell.runs) for cell in results.cells)
     body = [
-        sections.top(summary, question, runs),
+        sections.top(summary, findings.question, runs),
         sections.figure(summary),
         sections.arms(summary),
         sections.multipliers(summary),
+        cost.trade_offs(summary),
+        cost.conventions(summary),
+        cost.serving(summary),
         sections.controls(summary),
         sections.generalisation(summary),
         sections.copying(summary),
         bill.bill(results),
         bill.settings(results),
         sections.dense(summary),
-        bill.corpus_and_audit(corpus, audit),
+        bill.corpus_and_audit(findings.corpus, findings.audit),
         bill.counting(),
-        bill.origin(results, command),
+        bill.origin(results, findings.command),
     ]
     head = [
         tag("meta", charset="utf-8"),

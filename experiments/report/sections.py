@@ -6,13 +6,13 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiments.frontier import AXES, CONTROL_TO_BEAT, DENSE, answer, budget_key, verdict
+from experiments.frontier import CONTROL_TO_BEAT, DENSE, answer, budget_key, verdict
 from experiments.frontier.decisions import copies, decision_on
-from experiments.frontier.wording import AXIS_NAMES, interval_text, multiplier_text, seeds_text
-from experiments.report.explain import CONTROLS, COPYING, GENERALISATION, QUESTION
+from experiments.frontier.wording import interval_text, multiplier_text, seeds_text
+from experiments.report.axes import amount_name, amount_text, axis_names
+from experiments.report.explain import CONTROLS, COPYING, GENERALISATION
 from experiments.report.figure import DARK, draw, to_bytes
 from experiments.report.markup import Markup, join, table, tag
-from experiments.report.units import amount, seconds
 
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -23,9 +23,9 @@ TITLES = {
 }
 
 
-def top(summary: Summary, question: str | None, runs: int) -> Markup:
+def top(summary: Summary, question: str, runs: int) -> Markup:
     """Question, answer, and what is missing."""
-    parts = [tag("h1", question or QUESTION), tag("p", answer(summary), class_="answer")]
+    parts = [tag("h1", question), tag("p", answer(summary), class_="answer")]
     budgets = ", ".join(map(budget_key, summary["budgets"]))
     parts.append(
         tag(
@@ -71,15 +71,15 @@ def arms(summary: Summary) -> Markup:
     for regime, title in TITLES.items():
         body = [
             [
-                _label(name, entry, under_heading=True),
+                arm_label(name, entry, under_heading=True),
                 budget,
-                _number(interval_text(entry["bits_per_byte"])),
-                _number(interval_text(gain, sign="+")) if (gain := entry["gain_over_counts"]) else "-",
+                number(interval_text(entry["bits_per_byte"])),
+                number(interval_text(gain, sign="+")) if (gain := entry["gain_over_counts"]) else "-",
                 entry["width"],
                 len(entry["seeds"]),
-                *(_amount(axis, entry["amounts"][axis]) for axis in AXES),
+                *(amount_text(axis, entry["amounts"].get(axis)) for axis in axis_names(summary)),
             ]
-            for name, budget, entry in _entries(
+            for name, budget, entry in entries(
                 summary, ("none", regime) if regime == "same tokens" else (regime,)
             )
         ]
@@ -93,8 +93,11 @@ def arms(summary: Summary) -> Markup:
             "width",
             "seeds",
         ]
-        head += ["billed FLOPs", "FLOPs per token, inference", "seconds", "bytes"]
-        parts += [tag("h3", title), table(head, body, caption="Controls in italics.", numeric=range(1, 10))]
+        head += map(amount_name, axis_names(summary))
+        parts += [
+            tag("h3", title),
+            table(head, body, caption="Controls in italics.", numeric=range(1, len(head))),
+        ]
         if regime == "whole corpus":
             parts.append(
                 tag("p", "What is gained over dense here is data access, not architecture.", class_="note")
@@ -103,7 +106,8 @@ def arms(summary: Summary) -> Markup:
 
 
 def multipliers(summary: Summary) -> Markup:
-    """Four axes with intervals, and the stricter reading of inference."""
+    """Every axis with intervals, and the stricter reading of inference."""
+    reads = "read_flops" in summary["axes"]
     parts = [
         tag("h2", "Multipliers"),
         tag(
@@ -115,25 +119,25 @@ def multipliers(summary: Summary) -> Markup:
     for regime, title in TITLES.items():
         body = [
             [
-                _label(name, entry, under_heading=True),
+                arm_label(name, entry, under_heading=True),
                 budget,
-                *(
-                    tag(
-                        "span",
-                        _number(multiplier_text(entry[axis])),
-                        class_=decision_on(entry, axis).replace(" ", "-"),
-                    )
-                    for axis in AXIS_NAMES
-                ),
-                _number(multiplier_text(entry["read_flops"]["any_budget"])),
+                *(multiplier_cell(entry, axis) for axis in axis_names(summary)),
+                *([number(multiplier_text(entry["read_flops"]["any_budget"]))] if reads else []),
             ]
-            for name, budget, entry in _entries(summary, (regime,))
+            for name, budget, entry in entries(summary, (regime,))
         ]
         if body:
-            head = ["arm", "budget", *AXIS_NAMES.values(), "inference FLOPs, training bill put aside"]
+            head = ["arm", "budget", *axis_names(summary).values()]
+            head += ["inference FLOPs, training bill put aside"] if reads else []
             parts += [
                 tag("h3", title),
-                table(head, body, caption="With 95 % intervals.", numeric=range(1, 7)),
+                table(
+                    head,
+                    body,
+                    caption="With 95 % intervals.",
+                    numeric=range(1, len(head)),
+                    class_="stacked",
+                ),
             ]
     sentences = [tag("p", line) for line in verdict(summary).splitlines()[1:]]
     parts.append(tag("details", tag("summary", "The same in sentences"), *sentences))
@@ -144,12 +148,12 @@ def controls(summary: Summary) -> Markup:
     """What each control is for, beside what it reached."""
     body = [
         [
-            _label(name, entry),
+            arm_label(name, entry),
             budget,
             interval_text(entry["bits_per_byte"]),
             multiplier_text(entry["train_flops"]),
         ]
-        for name, budget, entry in _entries(summary, ("none", *TITLES))
+        for name, budget, entry in entries(summary, ("none", *TITLES))
         if entry["control"]
     ]
     if not body:
@@ -159,7 +163,7 @@ def controls(summary: Summary) -> Markup:
     # "memory off" is a control of an arm, and is named after it.
     ran = {
         entry["arm"].rsplit(", ", 1)[-1]
-        for _, _, entry in _entries(summary, ("none", *TITLES))
+        for _, _, entry in entries(summary, ("none", *TITLES))
         if entry["control"]
     }
     meanings = [tag("li", tag("strong", arm), ": ", CONTROLS[arm]) for arm in CONTROLS if arm in ran]
@@ -182,7 +186,7 @@ def controls(summary: Summary) -> Markup:
 def generalisation(summary: Summary) -> Markup:
     """Losses on sources never trained on, where the corpus has such."""
     body = []
-    for name, budget, entry in _entries(summary, ("none", *TITLES)):
+    for name, budget, entry in entries(summary, ("none", *TITLES)):
         if entry["heldout"] is None:
             continue
         losses = entry["bits_per_byte"]["mean"], entry["heldout"]
@@ -192,7 +196,7 @@ def generalisation(summary: Summary) -> Markup:
         if name != DENSE and dense is not None and dense["heldout"] is not None:
             references = dense["bits_per_byte"]["mean"], dense["heldout"]
             gains = [f"{reference - loss:+.3f}" for reference, loss in zip(references, losses, strict=True)]
-        body.append([_label(name, entry), budget, *(f"{loss:.3f}" for loss in losses), *gains])
+        body.append([arm_label(name, entry), budget, *(f"{loss:.3f}" for loss in losses), *gains])
     if not body:
         return Markup("")
     head = ["arm", "budget", "bits per byte, test", "elsewhere", "gain over dense, test", "elsewhere"]
@@ -209,14 +213,14 @@ def copying(summary: Summary) -> Markup:
     """The probe that decides what a multiplier means."""
     body = [
         [
-            _label(name, entry),
+            arm_label(name, entry),
             budget,
             f"{probe['first']:.2f}",
             f"{probe['second']:.2f}",
             f"{probe['first'] - probe['second']:+.2f}",
             "copies" if copies(probe) else "does not copy",
         ]
-        for name, budget, entry in _entries(summary, ("none", *TITLES))
+        for name, budget, entry in entries(summary, ("none", *TITLES))
         if (probe := entry["copying"]) is not None and not entry["control"]
     ]
     shown = (
@@ -243,19 +247,19 @@ def dense(summary: Summary) -> Markup:
             f"{point['valid']:.3f}",
             interval_text(point["bits_per_byte"]),
             len(point["seeds"]),
-            *(_amount(axis, point["amounts"][axis]) for axis in AXES),
+            *(amount_text(axis, point["amounts"].get(axis)) for axis in axis_names(summary)),
         ]
         for point in summary["dense"]
     ]
     head = ["budget", "width", "bits per byte, validation", "bits per byte, test", "seeds"]
-    head += ["billed FLOPs", "FLOPs per token, inference", "seconds", "bytes"]
+    head += map(amount_name, axis_names(summary))
     notes = _edges(summary)
     caption = "The width is chosen on validation text and compared on test text."
     return join(
         [
             tag("h2", "Dense frontier"),
             *(tag("p", note, class_="warning") for note in notes),
-            table(head, body, caption=caption, numeric=range(1, 9)),
+            table(head, body, caption=caption, numeric=range(1, len(head))),
         ]
     )
 
@@ -276,25 +280,31 @@ def _edges(summary: Summary) -> list[str]:
     return notes
 
 
-def _entries(summary: Summary, regimes: tuple[str, ...]) -> Iterator[tuple[str, str, Entry]]:
+def entries(summary: Summary, regimes: tuple[str, ...]) -> Iterator[tuple[str, str, Entry]]:
+    """Name, budget and cell of every arm in some regimes."""
     for name, budgets in summary["arms"].items():
         for budget, entry in budgets.items():
             if entry["regime"] in regimes:
                 yield name, budget, entry
 
 
-def _number(text: str) -> Markup:
+def multiplier_cell(entry: Entry, axis: str) -> Any:
+    """A multiplier in the colour of what its interval shows; a dash on an axis that was not measured."""
+    if axis not in entry:
+        return "-"
+    shown = decision_on(entry, axis).replace(" ", "-")
+    return tag("span", number(multiplier_text(entry[axis])), class_=shown)
+
+
+def number(text: str) -> Markup:
     """The number, and its interval smaller."""
     number, bracket, rest = text.partition(" [")
     return join([number, " ", tag("small", f"[{rest}")]) if bracket else join([number])
 
 
-def _label(name: str, entry: Entry, *, under_heading: bool = False) -> Any:
+def arm_label(name: str, entry: Entry, *, under_heading: bool = False) -> Any:
+    """The name of an arm, a control in italics; under the heading of a regime, without the regime."""
     if entry["arm"] == DENSE:
         return f"{name} (tuned)"
     name = name.removesuffix(" (whole corpus)") if under_heading else name
     return tag("span", name, class_="control") if entry["control"] else name
-
-
-def _amount(axis: str, value: float | None) -> str:
-    return seconds(value) if axis == "seconds" else amount(value, "B" if axis == "bytes" else "FLOP")

@@ -30,6 +30,7 @@ td.wide { white-space: normal; min-width: 16rem; }
 .better { color: var(--good); font-weight: 600; }
 .worse { color: var(--bad); }
 .better small, .worse small { color: inherit; font-weight: normal; }
+.stacked small { display: block; }
 .control { font-style: italic; }
 small { color: var(--soft); font-size: .92em; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .88em; }
@@ -39,7 +40,9 @@ dl { display: grid; grid-template-columns: minmax(7rem, max-content) minmax(0, 1
   margin: .4rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 details { margin: .6rem 0; } summary { cursor: pointer; }
-@media (max-width: 34rem) { body { padding: 1rem .8rem 3rem; } dl { grid-template-columns: 1fr; gap: 0; }
+@media (max-width: 34rem) { body { padding: 1rem .8rem 3rem; } small { display: block; }
+  tbody th { position: sticky; left: 0; background: var(--paper); white-space: normal; min-width: 6.5rem;
+  max-width: 8rem; } dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .4rem; } .figure { overflow-x: auto; } figure img { min-width: 40rem; } }
 @media print { details > * { display: block; } .scroll { overflow: visible; } }
 """.strip()

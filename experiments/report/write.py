@@ -1,17 +1,43 @@
-"""Rows to files: summary.json, frontier.png and report.html, all three or none."""
+"""Findings to files, all of them or none."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.frontier import answer, summarize, tabulate, verdict
 from experiments.frontier.cells import Row
-from experiments.report.figure import draw, to_bytes
-from experiments.report.page import page
+from experiments.report.findings import Findings, find
+from experiments.report.formats import FORMATS, USUAL
+
+
+def write_formats(
+    findings: Findings, out_dir: str | os.PathLike[str], formats: Iterable[str] = USUAL
+) -> list[Path]:
+    """Write a report in some formats; each file is renamed into its place after all of them are complete.
+
+    Args:
+        findings: what the report says.
+        out_dir: where the files go; made where it does not exist.
+        formats: keys of :data:`~experiments.report.formats.FORMATS`.
+
+    Returns:
+        The files, in the order of the formats.
+    """
+    folder = Path(out_dir)
+    contents = {FORMATS[name].file: FORMATS[name].to_bytes(findings) for name in formats}
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = {folder / name: folder / f".{name}.{os.getpid()}" for name in contents}
+    try:
+        for temporary, content in zip(beside.values(), contents.values(), strict=True):
+            temporary.write_bytes(content)
+        for path, temporary in beside.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in beside.values():
+            temporary.unlink(missing_ok=True)
+    return list(beside)
 
 
 def write_report(
@@ -26,8 +52,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Summarize the rows of a study and write ``summary.json``, ``frontier.png`` and ``report.html``.
 
-    Works with part of a study and with one seed; the report says what is missing. Each file is written beside
-    its place and renamed, after all three are complete.
+    Works with part of a study and with one seed; the report says what is missing.
 
     Args:
         rows: one mapping a run.
@@ -44,25 +69,8 @@ def write_report(
     Raises:
         ResultsError: when the rows cannot be compared; nothing is written then.
     """
-    given = list(rows)
-    results = tabulate(given, allow_mixed=allow_mixed)
-    summary = summarize(given, allow_mixed=allow_mixed)
-    summary |= {"answer": answer(summary), "verdict": verdict(summary)}
-    text = page(summary, results, corpus=corpus, audit=audit, command=command, question=question)
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        "summary.json": (json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode(),
-        "frontier.png": to_bytes(draw(summary), "png"),
-        "report.html": text.encode(),
-    }
-    beside = {folder / name: folder / f".{name}.{os.getpid()}" for name in contents}
-    try:
-        for temporary, content in zip(beside.values(), contents.values(), strict=True):
-            temporary.write_bytes(content)
-        for path, temporary in beside.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in beside.values():
-            temporary.unlink(missing_ok=True)
-    return summary
+    findings = find(
+        rows, corpus=corpus, audit=audit, command=command, question=question, allow_mixed=allow_mixed
+    )
+    write_formats(findings, out_dir)
+    return findings.summary

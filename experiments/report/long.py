@@ -1,0 +1,107 @@
+"""Every number of the report in long form, for pandas and R: one line an arm, budget and axis."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from experiments.frontier.decisions import decide, decision_on, has_interval
+
+EVERYTHING = "every operator, search and building; causal attention: live pairs"
+PRODUCTS = "matrix products, search and building; causal attention: live pairs"
+COLUMNS: tuple[str, ...] = (
+    "study",
+    "corpus",
+    "arm",
+    "regime",
+    "control",
+    "budget_flops",
+    "width",
+    "seeds",
+    "axis",
+    "convention",
+    "against",
+    "amount",
+    "multiplier",
+    "low",
+    "high",
+    "bound",
+    "beyond",
+    "decision",
+    "bits_per_byte",
+    "bits_per_byte_low",
+    "bits_per_byte_high",
+    "gain_over_counts",
+    "gain_over_counts_low",
+    "gain_over_counts_high",
+)
+
+
+def long_csv(summary: Mapping[str, Any]) -> str:
+    """The summary as CSV; an empty field is a number that is not there.
+
+    Training FLOPs have a line for each convention, inference FLOPs one against tuned dense and one against dense
+    trained for any budget; ``bound`` and ``beyond`` are those of
+    :class:`~experiments.frontier.multiplier.Multiplier`.
+
+    Args:
+        summary: as :func:`experiments.frontier.summarize` builds it.
+    """
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines(summary))
+    return file.getvalue()
+
+
+def lines(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The lines of :func:`long_csv` as plain values."""
+    for name, budgets in summary["arms"].items():
+        for budget, entry in budgets.items():
+            common = {
+                "study": summary["study"],
+                "corpus": summary["fingerprint"],
+                "arm": name,
+                "regime": entry["regime"],
+                "control": entry["control"],
+                "budget_flops": float(budget),
+                "width": entry["width"],
+                "seeds": len(entry["seeds"]),
+                **_interval("bits_per_byte", entry["bits_per_byte"]),
+                **_interval("gain_over_counts", entry["gain_over_counts"]),
+            }
+            for line in _of_axes(summary, entry):
+                yield common | line
+
+
+def _of_axes(summary: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for axis in summary["axes"]:
+        if axis not in entry:
+            continue
+        counted = axis.endswith("flops")
+        line = {
+            "axis": axis,
+            "convention": EVERYTHING if counted else "",
+            "against": "tuned dense",
+            "amount": entry["amounts"].get(axis),
+        }
+        yield line | _compared(entry[axis], decision_on(entry, axis))
+        if axis == "train_flops":
+            products, shown = entry["matmul_flops"], decide(entry["matmul_flops"], has_interval(entry))
+            yield line | {"convention": PRODUCTS, "amount": None} | _compared(products, shown)
+        if (strict := entry[axis].get("any_budget")) is not None:
+            shown = decide(strict, has_interval(entry))
+            yield line | {"against": "dense of any budget"} | _compared(strict, shown)
+
+
+def _compared(cell: Mapping[str, Any], decision: str) -> dict[str, Any]:
+    return {key: cell[key] for key in ("multiplier", "low", "high", "bound", "beyond")} | {
+        "decision": decision
+    }
+
+
+def _interval(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = value or {"mean": None, "low": None, "high": None}
+    return {name: given["mean"], f"{name}_low": given["low"], f"{name}_high": given["high"]}

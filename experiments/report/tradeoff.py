@@ -1,0 +1,72 @@
+"""In words: where an arm needs fewer training FLOPs than dense and more of something else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.frontier import DENSE
+from experiments.frontier.decisions import decision_on, training_decision
+from experiments.frontier.wording import listed, multiplier_text
+from experiments.report.axes import axis_names
+from experiments.report.marks import KNOCKOUT
+
+DOUBTS = {
+    "worse": "",
+    "undecided": ", which is not shown at 95 %",
+    "no interval": ", which one seed does not show",
+}
+# A difference that no interval shows and that is smaller is not worth a sentence.
+SMALL = 1.1
+
+
+def trade_offs(summary: Mapping[str, Any]) -> list[str]:
+    """One sentence for each arm and budget that is better on training FLOPs and has a dearer axis.
+
+    A multiplier *m* below 1 on an axis is ``1/m`` times what dense of equal loss needs there. Whether the interval
+    shows it is said; the gain in FLOPs itself is always shown, by both ways of counting.
+
+    Args:
+        summary: as :func:`experiments.frontier.summarize` builds it.
+    """
+    return [
+        sentence
+        for name, budgets in summary["arms"].items()
+        for budget, entry in budgets.items()
+        if entry["arm"] != DENSE and KNOCKOUT not in name
+        if (sentence := _sentence(name, budget, entry, axis_names(summary)))
+    ]
+
+
+def _sentence(name: str, budget: str, entry: Mapping[str, Any], axes: Mapping[str, str]) -> str | None:
+    if "train_flops" not in entry or training_decision(entry) != "better":
+        return None
+    dearer = [
+        f"{_times(entry[axis])} times the {words} ({multiplier_text(entry[axis])}"
+        f"{DOUBTS[decision_on(entry, axis)]})"
+        for axis, words in axes.items()
+        if axis != "train_flops" and axis in entry and _dearer(entry, axis)
+    ]
+    if not dearer:
+        return None
+    cheaper = entry["train_flops"]
+    floor = "at least " if cheaper["beyond"] == "point" else ""
+    return (
+        f"At {budget}, {name} needs {floor}{cheaper['multiplier']:.2f} times fewer training FLOPs than dense of "
+        f"equal loss, but {listed(dearer)}."
+    )
+
+
+def _dearer(entry: Mapping[str, Any], axis: str) -> bool:
+    """Whether more than dense of equal loss is used; "at least 0.8x" may be anything above."""
+    cell, decision = entry[axis], decision_on(entry, axis)
+    if decision not in DOUBTS or not cell["multiplier"] or cell["multiplier"] >= 1:
+        return False
+    if cell["beyond"] == "point" and cell["bound"] == "at least":
+        return False
+    return decision == "worse" or cell["multiplier"] < 1 / SMALL
+
+
+def _times(cell: Mapping[str, Any]) -> str:
+    floor = "at least " if cell["beyond"] == "point" else ""
+    return f"{floor}{1 / cell['multiplier']:.2f}"
