@@ -25,8 +25,9 @@ Summary = Mapping[str, Any]
 # range of the others it is named in a corner instead.
 HEADROOM = 0.25
 WIDTH = 10.0
-# Panels beside one another.
+# Panels beside one another, and where the last one ends.
 ABREAST = 4
+RIGHT = 0.98
 
 
 def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
@@ -52,24 +53,14 @@ def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
         foot = (len(blocks) - 1 - number) * block
         if growing:
             rows = [
-                [
-                    figure.add_axes(
-                        (0.075 + 0.235 * place, (foot + 0.35 + 2.3 * row) / height, 0.19, 1.75 / height)
-                    )
-                    for place in range(len(axes))
-                ]
+                _panels(figure, len(axes), 0.075, 0.045, (foot + 0.35 + 2.3 * row) / height, 1.75 / height)
                 for row in reversed(range(groups))
             ]
             draw_growth(rows, axes, summary, chosen, palette)
             if number == 0:
                 explain_growth(rows[0][0], palette)
         else:
-            panels = [
-                figure.add_axes(
-                    (0.215 + 0.199 * place, (foot + 0.55) / height, 0.175, (block - 0.6) / height)
-                )
-                for place in range(len(axes))
-            ]
+            panels = _panels(figure, len(axes), 0.215, 0.024, (foot + 0.55) / height, (block - 0.6) / height)
             draw_multipliers(panels, axes, summary, chosen, palette)
             if number == 0:
                 explain_multipliers(panels[0], summary, chosen, palette)
@@ -91,6 +82,12 @@ def _blocks(axes: Mapping[str, str]) -> list[dict[str, str]]:
     length = math.ceil(len(axes) / lines)
     pairs = list(axes.items())
     return [dict(pairs[start : start + length]) for start in range(0, len(pairs), length)]
+
+
+def _panels(figure: Figure, count: int, left: float, gap: float, bottom: float, height: float) -> list[Axes]:
+    """As many axes side by side, up to the right edge."""
+    step = (RIGHT + gap - left) / count
+    return [figure.add_axes((left + step * place, bottom, step - gap, height)) for place in range(count)]
 
 
 def _losses(axes: Axes, summary: Summary, chosen: Sequence[Mark], palette: Palette) -> None:

@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiments.frontier import CONTROL_TO_BEAT, DENSE, answer, budget_key, verdict
+from experiments.frontier import CONTROL_TO_BEAT, DENSE, budget_key
 from experiments.frontier.decisions import copies, decision_on
 from experiments.frontier.wording import interval_text, multiplier_text, seeds_text
 from experiments.report.axes import amount_name, amount_text, axis_names
@@ -25,7 +25,7 @@ TITLES = {
 
 def top(summary: Summary, question: str, runs: int) -> Markup:
     """Question, answer, and what is missing."""
-    parts = [tag("h1", question), tag("p", answer(summary), class_="answer")]
+    parts = [tag("h1", question), tag("p", summary["answer"], class_="answer")]
     budgets = ", ".join(map(budget_key, summary["budgets"]))
     parts.append(
         tag(
@@ -54,7 +54,7 @@ def figure(summary: Summary) -> Markup:
     picture = tag(
         "picture",
         tag("source", media="(prefers-color-scheme: dark)", srcset=source("dark")),
-        tag("img", src=source("light"), alt=answer(summary)),
+        tag("img", src=source("light"), alt=summary["answer"]),
     )
     caption = (
         "Above: test loss against the whole training bill. The line is the dense frontier with its 95 % band; "
@@ -139,7 +139,7 @@ def multipliers(summary: Summary) -> Markup:
                     class_="stacked",
                 ),
             ]
-    sentences = [tag("p", line) for line in verdict(summary).splitlines()[1:]]
+    sentences = [tag("p", line) for line in summary["verdict"].splitlines()[1:]]
     parts.append(tag("details", tag("summary", "The same in sentences"), *sentences))
     return join(parts)
 
