@@ -8,7 +8,7 @@ from typing import Any
 from experiments.frontier.decisions import decide, has_interval, training_decision
 from experiments.frontier.wording import multiplier_text
 from experiments.report.breakeven import tokens_text
-from experiments.report.explain import BREAK_EVEN, CAUSAL, CONVENTIONS
+from experiments.report.explain import BREAK_EVEN, CONVENTIONS
 from experiments.report.marks import KNOCKOUT
 from experiments.report.markup import Markup, join, table, tag
 from experiments.report.sections import TITLES, arm_label, entries, multiplier_cell, number
@@ -53,7 +53,7 @@ def conventions(summary: Summary) -> Markup:
     return join(
         [
             tag("h2", "Two ways of counting"),
-            tag("p", f"{CONVENTIONS} {CAUSAL}"),
+            tag("p", CONVENTIONS),
             table(
                 head, body, caption="Multipliers on training FLOPs, with 95 % intervals.", numeric=range(1, 4)
             ),

@@ -51,7 +51,6 @@ COUNTING = (
         "(encoding, training and filling the index) and every search. Nothing is left out because it "
         "is cheap."
     ),
-    CONVENTIONS,
     CAUSAL,
     (
         "A multiplier is the amount of compute at which tuned dense reaches an arm's loss, over the "
@@ -79,7 +78,6 @@ COUNTING = (
         "other sizes, or of rates that were not tried. Seconds are those of the machine that ran the "
         "study, with whatever else it was doing."
     ),
-    BREAK_EVEN,
     (
         "In the regime “same tokens” a store holds only what the network trained on, and most of it. In “whole "
         "corpus” it holds all training text, and so do its controls; what is gained there is access "

@@ -174,6 +174,7 @@ def test_the_artefacts_say_how_attention_is_counted_and_what_breaking_even_means
     text = re.sub(r"\s+", " ", made(name, invented)).replace("&#x27;", "'")
     assert "query-key pairs that live, about half of the square" in text
     assert "N = building / (FLOPs per token of dense at the arm's loss - FLOPs per token of the arm" in text
+    assert "matrix products alone. Searching and building count in full under both" in text
     for sentence in invented.summary["trade_offs"]:
         assert name == "latex" or sentence in text
 
@@ -233,6 +234,7 @@ def test_formats_take_whatever_axes_a_summary_lists(name: str, invented: Finding
     assert "training seconds" not in str(tables(fewer.summary))
     FORMATS[name].to_bytes(fewer)
     more = with_axes(invented, [*invented.summary["axes"], "queue_length", "queue_bytes"])
+    del more.summary["arms"]["ngram"]["3e12"]["queue_length"]  # and not every row was measured on it
     content = FORMATS[name].to_bytes(more)
     if name in ("html", "markdown", "latex", "table"):
         assert "queue length" in content.decode()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import wandb
+from wandb.errors import UsageError
 
 from experiments.cli import main
 from experiments.errors import ResultsError
@@ -66,7 +67,7 @@ def test_what_wandb_refuses_is_told_with_what_to_type(
     invented: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(**_: Any) -> None:
-        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+        raise UsageError("No API key configured.\nUse `wandb login` to log in.")
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(ResultsError, match=r"No API key.*--wandb offline"):
