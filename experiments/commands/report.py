@@ -196,4 +196,5 @@ def _track(findings: Findings, wandb: Literal["off", "offline", "online"], folde
     from experiments.report.tracking import track
 
     track(findings, wandb, folder)
-    print(f"{folder / 'wandb'}  the report in W&B")
+    # What is printed may be a file to be.
+    print(f"{folder / 'wandb'}  the report in W&B", file=sys.stderr)

@@ -69,16 +69,25 @@ class Table:
             widths: of the columns, margins included.
             room: what the widths of one table may add up to.
         """
-        taken: list[list[int]] = [[]]
+        if sum(widths) <= room:
+            return [self]
+        parts = self._cut(widths, room)
+        if not self.middle:  # columns of one kind: as many in each part as in the others
+            parts = next(
+                even for less in range(room + 1) if len(even := self._cut(widths, less)) == len(parts)
+            )
+        return [self.only([*range(self.keys), *places]) for places in parts]
+
+    def _cut(self, widths: Sequence[int], room: int) -> list[list[int]]:
+        parts: list[list[int]] = [[]]
         left = start = room - sum(widths[: self.keys])
-        fits = sum(widths) <= room
         for place in range(self.keys, len(widths)):
-            if taken[-1] and not fits and (widths[place] > left or place == self.middle):
-                taken.append([])
+            if parts[-1] and (widths[place] > left or place == self.middle):
+                parts.append([])
                 left = start
-            taken[-1].append(place)
+            parts[-1].append(place)
             left -= widths[place]
-        return [self.only([*range(self.keys), *places]) for places in taken]
+        return parts
 
 
 def tables(summary: Summary) -> list[Table]:

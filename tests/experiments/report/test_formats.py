@@ -18,7 +18,7 @@ from PIL import Image
 
 from experiments.commands.report import NAMES
 from experiments.report import FORMATS, Findings, find, print_table
-from experiments.report.content import REGIMES, Table, tables
+from experiments.report.content import REGIMES, Cell, Table, tables
 from experiments.report.figure import draw
 from experiments.report.latex import escaped
 from experiments.report.markdown import rendered
@@ -267,6 +267,19 @@ def test_a_bar_in_a_name_does_not_break_a_markdown_table(invented: Findings):
     first, *others = table.rows[0]
     odd = replace(table, rows=((replace(first, text="a|b"), *others),))
     assert markdown_tables(rendered(odd))[0][2][0] == "a\\|b"
+
+
+def test_a_table_that_is_too_wide_is_cut_at_its_middle_and_where_it_is_full():
+    def columns(table: Table, room: int) -> list[str]:
+        return ["".join(part.columns) for part in table.fitted([2] * 7, room)]
+
+    table = Table("", tuple("kabcdef"), (tuple(map(Cell, "kabcdef")),), keys=1, starred=False)
+    assert columns(table, 14) == ["kabcdef"]
+    assert columns(table, 12) == ["kabc", "kdef"]  # even, not five and one
+    assert columns(table, 6) == ["kab", "kcd", "kef"]
+    assert columns(table, 1) == ["ka", "kb", "kc", "kd", "ke", "kf"]
+    assert columns(replace(table, middle=3), 12) == ["kab", "kcdef"]
+    assert table.fitted([2] * 7, 6)[1].rows == ((Cell("k"), Cell("c"), Cell("d")),)
 
 
 def test_the_command_knows_every_format():

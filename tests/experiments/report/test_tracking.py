@@ -59,7 +59,9 @@ def test_the_command_logs_a_run_of_its_own_in_the_group_of_its_study(
     assert main(["report", str(results), "--format", "json", "--wandb", "offline"]) == 0
     assert seen == {"group": "memory_per_flop", "job": "report", "offline": True, "project": "mnemograph"}
     assert list((tmp_path / "wandb").rglob("run-*.wandb"))
-    assert str(tmp_path / "wandb") in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert str(tmp_path / "wandb") in said.err
+    assert json.loads(said.out)["study"] == "memory_per_flop"  # and nothing else is printed
     assert wandb.run is None
 
 
