@@ -131,7 +131,7 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
             for name, shares in overlap(corpus).items()
         }
         remember(out, about)
-        conclude(results.rows, out, about, allow_mixed=arguments.allow_mixed)
+        conclude(results.rows, out, about, allow_mixed=arguments.allow_mixed, wandb=arguments.wandb)
     if failed:
         where = out / "failures.log"
         print(f"{len(failed)} runs failed; {where} says where. To try them again: {again}", file=sys.stderr)
