@@ -34,6 +34,11 @@ def _transposed_product(x: Tensor, weight: Tensor) -> Tensor:
     return product(x, weight).t().contiguous()
 
 
+@torch.library.register_fake("mnemograph::transposed_product")
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(weight.shape[0], x.shape[0])
+
+
 _products = [torch.ops.mnemograph.transposed_product, *([] if _onednn is None else [_onednn])]
 
 
