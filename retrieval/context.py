@@ -195,7 +195,12 @@ class ContextSource(Source):
             work += cost
         scores, ids = _unpacked(best)
         return Neighbors.of(
-            torch.from_numpy(scores), torch.from_numpy(ids), flops=work.flops, bytes=work.bytes
+            torch.from_numpy(scores),
+            torch.from_numpy(ids),
+            flops=work.flops,
+            bytes=work.bytes,
+            bytes_written=work.bytes_written,
+            bytes_random=work.bytes_random,
         )
 
     def _others(self, document: int) -> Any:
@@ -247,7 +252,9 @@ class ContextSource(Source):
         work = search_work(index, n, kept, visits, coarse=False)
         work += Work(
             len(first) * self._cells.nearest_flops + encoder.kernel_flops(n * kept),
-            8 * n * encoder.dimensions + 8 * cells.size + 8 * encoder.depth * n * kept,
+            4 * n * encoder.dimensions + 8 * cells.size + 8 * encoder.depth * n * kept,
+            4 * n * encoder.dimensions,
+            8 * encoder.depth * n * kept,  # what is scored lies wherever in the text its code was found
         )
         return self._score(context, ids, exclude, k), work
 

@@ -11,20 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrieval.building import add_work, train_work
 from retrieval.exact import Metric
+from retrieval.kinds import FLAT, core, fast_scan, refuse_unpriced, unwrap
 from retrieval.neighbors import Neighbors
-from retrieval.runtime import blas_threshold, counters_lock, faiss
+from retrieval.runtime import blas_threshold, faiss
 from retrieval.search import enroll, run_search
-from retrieval.work import (
-    Visits,
-    Work,
-    add_work,
-    counted_search,
-    search_work,
-    train_work,
-    transform_work,
-    unwrap,
-)
+from retrieval.work import Visits, Work, counted_search, search_work, transform_work
 
 __all__ = ["Index"]
 
@@ -34,17 +27,23 @@ class Index:
 
     `The Faiss library <https://arxiv.org/abs/2401.08281>`_. Scores are larger for nearer entries: the inner product, or
     minus the squared distance. Ids are positions in the order of :meth:`add`. A search is the torch operator
-    ``mnemograph::search``; what is counted, and how, is listed in :mod:`retrieval.work`.
+    ``mnemograph::search``; what is counted, and how, is listed in :mod:`retrieval.work` for searching and in
+    :mod:`retrieval.building` for training and adding.
 
     Args:
         factory: For example ``"Flat"``, ``"IVF1024,Flat"``, ``"IVF4096,SQ8"``, ``"IMI2x7,SQ8"``, ``"HNSW16"``,
-            ``"IVF1024,PQ16x4fsr,RFlat"``.
+            ``"IVF1024,PQ16x4fsr,RFlat"``, ``"IVF4096_HNSW32,SQ8"``, ``"OPQ16,IVF1024,PQ16x8"``,
+            ``"RR,IVF1024,RaBitQ,RFlat"``.
         metric: ``"ip"`` (inner product) or ``"l2"`` (squared distance).
         nprobe: Inverted lists to visit in a search, where there are any.
-        ef: Candidates kept by a search in an HNSW graph.
+        ef: Candidates kept by a search in an HNSW graph, one that chooses inverted lists included.
+
+    Attributes:
+        work: What training and adding have cost, under ``"train"`` and ``"add"``.
+        seconds: Time they took.
 
     Raises:
-        ValueError: On first use, if FAISS does not know the factory string.
+        ValueError: On first use, if FAISS does not know the factory string, or ignores the metric with it.
         NotImplementedError: On first use, if the work of that kind of index is not known.
     """
 
@@ -59,8 +58,7 @@ class Index:
         self.metric = metric
         self.nprobe = nprobe
         self.ef = ef
-        self.flops: dict[str, int] = {}
-        self.bytes: dict[str, int] = {}
+        self.work: dict[str, Work] = {}
         self.seconds = 0.0
         self._index: Any = None
         self._number = enroll(self)
@@ -70,6 +68,16 @@ class Index:
 
     def __repr__(self) -> str:
         return f"Index({self.factory!r}, metric={self.metric!r}, {len(self):,} vectors)"
+
+    @property
+    def flops(self) -> dict[str, int]:
+        """FLOPs of training and adding."""
+        return {kind: work.flops for kind, work in self.work.items()}
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes read and written by training and adding."""
+        return {kind: work.bytes for kind, work in self.work.items()}
 
     def train(self, vectors: Float[Tensor, "n d"]) -> Index:
         """Fit centroids and codes to a sample; does nothing for an index that needs none.
@@ -85,13 +93,13 @@ class Index:
         if index.is_trained:
             return self
         begin = time.perf_counter()
-        with counters_lock, blas_threshold(4 * x.shape[1]):
+        with counted_search() as visits, blas_threshold(4 * x.shape[1]):
             try:
                 index.train(x)
             except RuntimeError as error:
                 raise ValueError(f"{self.factory} cannot be trained on {len(x)} vectors: {error}") from error
         self.seconds += time.perf_counter() - begin
-        self._bill("train", train_work(index, len(x)))
+        self._bill("train", train_work(index, len(x), visits))
         return self
 
     def add(self, vectors: Float[Tensor, "n d"]) -> Index:
@@ -108,14 +116,10 @@ class Index:
         if not len(x):
             return self
         begin = time.perf_counter()
-        with counters_lock, blas_threshold(4 * x.shape[1]):
+        with counted_search() as visits, blas_threshold(4 * x.shape[1]):
             index.add(x)
         self.seconds += time.perf_counter() - begin
-        work = add_work(index, len(x))
-        core = self._core(self._index)
-        if isinstance(core, faiss.IndexHNSW):
-            work += self._graph_work(core, x)
-        self._bill("add", work)
+        self._bill("add", add_work(index, len(x), x[:: max(1, len(x) // 256)], visits))
         return self
 
     def search(self, queries: Float[Tensor, "*batch d"], k: int) -> Neighbors:
@@ -153,6 +157,8 @@ class Index:
             *(part.view(*batch, k) for part in (hits.scores, hits.ids, hits.mask)),
             flops=work.flops,
             bytes=work.bytes,
+            bytes_written=work.bytes_written,
+            bytes_random=work.bytes_random,
         )
 
     def _raw(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
@@ -182,14 +188,10 @@ class Index:
                 x = faiss.downcast_VectorTransform(index.chain.at(i)).apply(x)
             scores, ids, work = self._search(index.index, x, n, k)
             return scores, ids, work + transform_work(index) * n
-        if isinstance(index, faiss.IndexRefineFlat):
+        if isinstance(index, faiss.IndexRefine):
             short = min(index.ntotal, int(k * index.k_factor))
             _, ids, work = self._search(index.base_index, x, n, short)
-            scores = np.empty(ids.shape, np.float32)
-            ids = np.ascontiguousarray(ids)
-            unwrap(index.refine_index).compute_distance_subset(
-                n, faiss.swig_ptr(x), short, faiss.swig_ptr(scores), faiss.swig_ptr(ids)
-            )
+            scores = self._rescore(unwrap(index.refine_index), x[:n], np.ascontiguousarray(ids))
             far = -np.inf if self.metric == "ip" else np.inf
             scores[ids < 0] = far
             best = np.argsort(-scores if self.metric == "ip" else scores, axis=1, kind="stable")[:, :k]
@@ -198,30 +200,41 @@ class Index:
         with counted_search() as visits:
             if isinstance(index, faiss.IndexIVF):
                 index.nprobe = min(self.nprobe, index.nlist)
-                distances, lists = index.quantizer.search(x, index.nprobe)
+                # A graph is walked query by query: no other takes part.
+                asked = x[:n] if self._tune(index) else x
+                distances, lists = index.quantizer.search(asked, index.nprobe)
                 hits = index.search_preassigned(x[:n], k, lists[:n], distances[:n])
             elif isinstance(index, faiss.IndexHNSW):
                 hits = index.search(x[:n], k, params=faiss.SearchParametersHNSW(efSearch=self.ef))
             else:
                 hits = index.search(x, k)
+        if fast_scan(index) and isinstance(index, faiss.IndexIVF):
+            visits.lists = int((lists[:n] >= 0).sum())  # FAISS counts each list once for all who visit it
         return hits[0][:n], hits[1][:n], search_work(index, n, k, visits)
 
-    @staticmethod
-    def _core(index: Any) -> Any:
-        index = unwrap(index)
-        while isinstance(index, faiss.IndexPreTransform | faiss.IndexRefineFlat):
-            index = unwrap(index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index)
-        return index
+    def _rescore(self, store: Any, x: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Scores of each query's own candidates in the store behind an index, one pair at a time."""
+        scores = np.empty(ids.shape, np.float32)
+        n, short = ids.shape
+        if isinstance(store, FLAT):
+            store.compute_distance_subset(
+                n, faiss.swig_ptr(x), short, faiss.swig_ptr(scores), faiss.swig_ptr(ids)
+            )
+            return scores
+        decoded = store.reconstruct_batch(np.maximum(ids, 0).ravel())
+        places = np.arange(ids.size, dtype=np.int64).reshape(ids.shape)
+        compare = faiss.fvec_inner_products_by_idx if self.metric == "ip" else faiss.fvec_L2sqr_by_idx
+        arrays = (scores, np.ascontiguousarray(x), decoded, places)
+        compare(*map(faiss.swig_ptr, arrays), x.shape[1], n, short)
+        return scores
 
-    def _graph_work(self, graph: Any, x: np.ndarray) -> Work:
-        """FAISS does not count inserting into a graph: searching a sample as an insert would, times a known ratio."""
-        sample = x[:: max(1, len(x) // 256)]
-        with counted_search() as visits:
-            graph.search(sample, 1, params=faiss.SearchParametersHNSW(efSearch=graph.hnsw.efConstruction))
-        work = search_work(graph, len(sample), 1, visits)
-        # Inserting looks at more than searching the finished graph does: 1.10 times by L2, 1.45 by inner product.
-        percent = 110 if self.metric == "l2" else 145
-        return Work(*(part * percent * len(x) // (100 * len(sample)) for part in (work.flops, work.bytes)))
+    def _tune(self, index: Any) -> bool:
+        """Whether lists are chosen through a graph; if so, with our number of candidates."""
+        graph = faiss.downcast_index(index.quantizer)
+        if not isinstance(graph, faiss.IndexHNSW):
+            return False
+        graph.hnsw.efSearch = self.ef
+        return True
 
     def _made(self, d: int) -> Any:
         if self._index is None:
@@ -232,13 +245,19 @@ class Index:
                 raise ValueError(
                     f"FAISS has no index {self.factory!r} for {d} dimensions: {error}"
                 ) from error
-            add_work(made, 0)  # refuses what it cannot count, before any work is done
-            core = self._core(made)
-            if hasattr(core, "do_polysemous_training"):
-                core.do_polysemous_training = False  # minutes of annealing that no search here uses
+            refuse_unpriced(made)
+            inner = core(made)
+            if inner.metric_type != metric:
+                raise ValueError(f"FAISS makes {self.factory!r} by squared distance only; use metric='l2'")
+            for part in (inner, faiss.downcast_index(getattr(inner, "storage", inner))):
+                if hasattr(part, "do_polysemous_training"):
+                    part.do_polysemous_training = False  # minutes of annealing that no search here uses
             self._index = made
         if d != self._index.d:
             raise ValueError(f"vectors of {d} dimensions, the index stores {self._index.d}")
+        inner = core(self._index)
+        if isinstance(inner, faiss.IndexIVF):
+            self._tune(inner)
         return self._index
 
     @staticmethod
@@ -254,5 +273,4 @@ class Index:
         return x
 
     def _bill(self, kind: str, work: Work) -> None:
-        self.flops[kind] = self.flops.get(kind, 0) + work.flops
-        self.bytes[kind] = self.bytes.get(kind, 0) + work.bytes
+        self.work[kind] = self.work.get(kind, Work()) + work

@@ -24,6 +24,8 @@ class Neighbors:
         mask: ``True`` where there is a neighbour.
         flops: Floating-point operations of the search.
         bytes: Bytes the search moved.
+        bytes_written: The part of them that was written; the rest was read.
+        bytes_random: The part of them at addresses which the data decides.
 
     Shapes:
         scores, ids, mask: ``[*batch, k]``
@@ -37,6 +39,8 @@ class Neighbors:
     mask: Bool[Tensor, "*batch k"]
     flops: int = 0
     bytes: int = 0
+    bytes_written: int = 0
+    bytes_random: int = 0
 
     def __post_init__(self) -> None:
         if not (self.scores.shape == self.ids.shape == self.mask.shape and self.scores.ndim >= 1):
@@ -55,7 +59,16 @@ class Neighbors:
             )
 
     @classmethod
-    def of(cls, scores: Tensor, ids: Tensor, *, flops: int = 0, bytes: int = 0) -> Neighbors:  # noqa: A002
+    def of(
+        cls,
+        scores: Tensor,
+        ids: Tensor,
+        *,
+        flops: int = 0,
+        bytes: int = 0,  # noqa: A002 - the unit is the name
+        bytes_written: int = 0,
+        bytes_random: int = 0,
+    ) -> Neighbors:
         """From raw results in which a missing neighbour has a negative id: mask it, and put the rest first."""
         mask = ids >= 0
         if not bool(
@@ -71,6 +84,8 @@ class Neighbors:
             mask=mask,
             flops=flops,
             bytes=bytes,
+            bytes_written=bytes_written,
+            bytes_random=bytes_random,
         )
 
     @classmethod
@@ -95,4 +110,6 @@ class Neighbors:
             self.mask.to(device),
             flops=self.flops,
             bytes=self.bytes,
+            bytes_written=self.bytes_written,
+            bytes_random=self.bytes_random,
         )

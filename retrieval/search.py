@@ -33,7 +33,8 @@ class Searchable(Protocol):
 # An operator's arguments are tensors and numbers, so a store is named by a number; the table keeps none alive.
 _enrolled: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
-_last_work: dict[int, tuple[int, int]] = {}
+# FLOPs, bytes, and the parts of these that were written and that lay where the data said.
+_last_work: dict[int, tuple[int, int, int, int]] = {}
 
 
 def enroll(searchable: Searchable) -> int:
@@ -47,8 +48,10 @@ def enroll(searchable: Searchable) -> int:
 def run_search(number: int, inputs: Sequence[Tensor], k: int) -> Neighbors:
     """Search the store of that number through the operator, so that a FLOP counter sees it."""
     scores, ids, mask = torch.ops.mnemograph.search([x.detach() for x in inputs], number, k)
-    flops, moved = _last_work.get(number, (0, 0))
-    return Neighbors(scores, ids, mask, flops=flops, bytes=moved)
+    flops, moved, written, scattered = _last_work.get(number, (0, 0, 0, 0))
+    return Neighbors(
+        scores, ids, mask, flops=flops, bytes=moved, bytes_written=written, bytes_random=scattered
+    )
 
 
 @torch.library.custom_op(
@@ -61,7 +64,7 @@ def _search(inputs: Sequence[Tensor], store: int, k: int) -> tuple[Tensor, Tenso
     if searchable is None:
         raise RuntimeError(f"store {store} of this search no longer exists; keep a reference to it")
     found = searchable.neighbors([x.cpu() for x in inputs], k)
-    _last_work[store] = found.flops, found.bytes
+    _last_work[store] = found.flops, found.bytes, found.bytes_written, found.bytes_random
     device = inputs[0].device
     return found.scores.to(device), found.ids.to(device), found.mask.to(device)
 
@@ -98,5 +101,12 @@ def _bytes(inputs: Sequence[Tensor], store: int, k: int, *_: object, **__: objec
     return _last_work[store][1], 0, 0
 
 
+def _access(inputs: Sequence[Tensor], store: int, k: int, *_: object, **__: object) -> tuple[int, int, int]:
+    """Bytes read, bytes written, and the part of both that is at addresses which the data decides."""
+    moved, written, scattered = _last_work[store][1:]
+    return moved - written, written, scattered
+
+
 # What torch's counter has no place for; our ledger asks for it.
 _price.bytes_formula = _bytes  # type: ignore[attr-defined]
+_price.access_formula = _access  # type: ignore[attr-defined]

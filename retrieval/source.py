@@ -114,6 +114,8 @@ class Source(ABC):
             torch.cat([part.mask for part in parts]).view(shape),
             flops=sum(part.flops for part in parts),
             bytes=sum(part.bytes for part in parts),
+            bytes_written=sum(part.bytes_written for part in parts),
+            bytes_random=sum(part.bytes_random for part in parts),
         )
 
 

@@ -1,115 +1,86 @@
-r"""What FAISS does when it trains, adds and searches, in floating-point operations and bytes.
+r"""What FAISS does when it searches, in floating-point operations and bytes; training and adding: `building`.
 
-FAISS reports the work of a search for some structures and of building for none, so the rest is written down here. A
-multiplication and an addition are two operations; a pair of ``d``-dimensional vectors costs :math:`2d` by inner product
-and :math:`3d` by squared distance. The additions of 4-bit fast-scan codes are made on integers and count all the same;
-comparisons do not: they show in the bytes.
+FAISS reports the work of a search for some structures, so the rest is written down here. A multiplication and an
+addition are two operations; a pair of ``d``-dimensional vectors costs :math:`2d` by inner product and :math:`3d` by
+squared distance. Comparisons are no operations: they show in the bytes.
 
 ==========================  =======================================================================================
 structure                   one search of a vector, ``ndis`` stored entries visited
 ==========================  =======================================================================================
 Flat                        ``n`` pairs
-IVF + Flat                  pairs with all centroids of the coarse quantizer + ``ndis`` pairs
-IVF + SQ8 (SQ4, SQ6)        the same, and ``4d`` to decode each entry; none for fp16, bf16 and direct 8-bit codes
-IVF + PQ                    a table of ``M`` x ``2^b`` sub-vector pairs (once a list if residuals by L2) + ``M ndis``
-IVF + PQ fast-scan          the same
+SQ8, SQ6, SQ4               ``n`` pairs, and ``4d`` to decode each entry; none for fp16, bf16 and direct 8-bit codes
+PQ{M}x{b}                   a table of ``M`` x ``2^b`` sub-vector pairs + ``M n`` additions
+PQ{M}x4fs (fast-scan)       the same, the ``M n`` additions on integers
+RaBitQ                      a query's factors, ``7d`` (L2) or ``11d`` (IP), ``d`` of them on integers;
+                            ``n`` times ``d`` additions on integers, and 8 (L2) or 10 (IP) operations on floats
+IVF,...                     the coarse quantizer's search, and for ``ndis`` in place of ``n`` entries what the codes
+                            cost above; by L2 PQ of residuals (all but ``fs``, which needs ``fsr``) has one table of
+                            inner products and ``2 M 2^b`` a list visited that make FAISS's precomputed ones its own,
+                            or without those (over 2 GiB) ``d`` and one table a list; RaBitQ has factors a list
+IVF{n}_HNSW{M} (coarse)     as HNSW, with :attr:`retrieval.Index.ef` candidates
 IMI (coarse)                ``M`` x ``2^b`` pairs of sub-vectors
-HNSW                        ``ndis + 1`` pairs
+HNSW                        ``ndis + 1`` pairs (SQ: and ``4d`` each; PQ: a table, and ``M`` each)
+PCA, RR, OPQ (in front)     ``2 d_in d_out``, and ``d_out`` for a bias
+ITQ (in front)              ``4 d_in`` to centre and normalise + ``2 d_in d_out``
+L2norm, Pad (in front)      ``3 d_in``; nothing
+RFlat, Refine(SQ8) (behind) ``k k_factor`` pairs (SQ: and ``4d`` each)
 ==========================  =======================================================================================
+
+``ndis`` is FAISS's own count for IVF and HNSW. For Flat, SQ, PQ and RaBitQ alone it is all that is stored; for what is
+in front and behind it follows from the call. NSG, RaBitQ of several bits or with fast-scan, LSH and binary indexes are
+refused: what a search of theirs visits is counted nowhere.
+
+Integers. An addition of integers is one operation like an addition of floats, so that no structure looks free; how
+many of the operations are of that kind is said in ``intops``. A processor makes 32 to 512 of them at once: there the
+FLOPs are an upper bound and the bytes are the cost.
+
+Bytes. *Read*: each code that is compared, with the id (8 bytes) or the link (4) by which it is found, and each
+matrix once a call. *Written*: tables made for a query, vectors transformed. *Random*: the part of the bytes read
+and written that lies where the data says: vectors visited in a graph and rows a refinement looks up. A scan is
+sequential, and so is an inverted list from its first entry to its last. Queries are read, results are the caller's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
+from retrieval.kinds import FLAT, fast_scan, product_quantizer, scaled, unwrap
 from retrieval.runtime import counters_lock, faiss
 
-__all__ = [
-    "Visits",
-    "Work",
-    "add_work",
-    "counted_search",
-    "search_work",
-    "train_work",
-    "transform_work",
-    "unwrap",
-]
+__all__ = ["Visits", "Work", "code_work", "counted_search", "pair", "search_work", "table", "transform_work"]
 
 
 @dataclass
 class Work:
-    """Floating-point operations and bytes."""
+    """Operations and bytes, as exact integers.
+
+    Args:
+        flops: Arithmetic operations, those on integers included.
+        bytes_read: Bytes read.
+        bytes_written: Bytes written.
+        bytes_random: The part of both that is at addresses which the data decides.
+        intops: The part of ``flops`` made on integers.
+    """
 
     flops: int = 0
-    bytes: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    bytes_random: int = 0
+    intops: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written."""
+        return self.bytes_read + self.bytes_written
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
+        return Work(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: int) -> Work:
-        return Work(self.flops * times, self.bytes * times)
-
-
-def unwrap(index: Any) -> Any:
-    """The concrete class behind a FAISS pointer, or an error that names it.
-
-    Raises:
-        NotImplementedError: If the work of that class is not written down here.
-    """
-    concrete = faiss.downcast_index(index)
-    name = type(concrete).__name__
-    if isinstance(concrete, faiss.IndexIVF):
-        coarse = faiss.downcast_index(concrete.quantizer)
-        if not isinstance(coarse, faiss.IndexFlat | faiss.MultiIndexQuantizer):
-            name = f"{name} with a {type(coarse).__name__} to choose lists"
-        elif isinstance(concrete, _KNOWN):
-            return concrete
-    elif isinstance(concrete, _KNOWN):
-        return concrete
-    raise NotImplementedError(
-        f"the work of a FAISS {name} is not known; use a factory of Flat, SQ, PQ, PQ fast-scan, IVF or IMI with any "
-        "of these as codes, HNSW, with PCA or RR (rotation) in front and RFlat behind"
-    )
-
-
-_KNOWN = (
-    faiss.IndexFlat,
-    faiss.IndexScalarQuantizer,
-    faiss.IndexPQ,
-    faiss.IndexPQFastScan,
-    faiss.IndexHNSWFlat,
-    faiss.IndexHNSWSQ,
-    faiss.IndexIVFFlat,
-    faiss.IndexIVFScalarQuantizer,
-    faiss.IndexIVFPQ,
-    faiss.IndexIVFPQFastScan,
-    faiss.MultiIndexQuantizer,
-    faiss.IndexPreTransform,
-    faiss.IndexRefineFlat,
-)
-_IVF = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ, faiss.IndexIVFPQFastScan)
-_FLOAT_CODES = (
-    faiss.ScalarQuantizer.QT_fp16,
-    faiss.ScalarQuantizer.QT_bf16,
-    faiss.ScalarQuantizer.QT_8bit_direct,
-    faiss.ScalarQuantizer.QT_8bit_direct_signed,
-)
-
-
-def _pair(index: Any, d: int | None = None) -> int:
-    return (2 if index.metric_type == faiss.METRIC_INNER_PRODUCT else 3) * (index.d if d is None else d)
-
-
-def _decode(index: Any) -> int:
-    return 0 if index.sq.qtype in _FLOAT_CODES else 4 * index.d
-
-
-def _table(index: Any) -> int:
-    pq = index.pq
-    return pq.M * pq.ksub * _pair(index, pq.dsub)
+        return Work(*(part * times for part in astuple(self)))
 
 
 @dataclass
@@ -133,6 +104,28 @@ def counted_search() -> Iterator[Visits]:
         visits.entries, visits.lists, visits.hops = int(ivf.ndis), int(ivf.nlist), int(hnsw.ndis)
 
 
+def pair(index: Any, d: int | None = None) -> int:
+    """Operations of comparing two vectors by an index's metric."""
+    return (2 if index.metric_type == faiss.METRIC_INNER_PRODUCT else 3) * (index.d if d is None else d)
+
+
+def table(index: Any, per_dimension: int) -> Work:
+    """Comparing one vector's parts with the whole code book of a product quantizer."""
+    pq = index.pq
+    return Work(pq.M * pq.ksub * pq.dsub * per_dimension, bytes_written=4 * pq.M * pq.ksub)
+
+
+def code_work(index: Any) -> Work:
+    """Comparing a query with one stored code, tables and factors made before."""
+    size = index.code_size
+    if product_quantizer(index):
+        return Work(index.pq.M, size, intops=index.pq.M if fast_scan(index) else 0)
+    if hasattr(index, "rabitq"):
+        inner = index.metric_type == faiss.METRIC_INNER_PRODUCT
+        return Work(index.d + (10 if inner else 8), size, intops=index.d)
+    return Work(pair(index) + (4 * index.d if hasattr(index, "sq") and scaled(index) else 0), size)
+
+
 def search_work(index: Any, n: int, k: int, visits: Visits, *, coarse: bool = True) -> Work:
     """Work of a search of ``n`` vectors for ``k`` neighbours, in front of and behind an inner index left out.
 
@@ -144,114 +137,66 @@ def search_work(index: Any, n: int, k: int, visits: Visits, *, coarse: bool = Tr
         coarse: Whether the call chose the lists itself.
     """
     index = unwrap(index)
-    if isinstance(index, faiss.IndexRefineFlat):  # what comes behind its base index
-        return Work(_pair(index), 4 * index.d) * (n * min(index.ntotal, int(k * index.k_factor)))
-    if isinstance(index, faiss.MultiIndexQuantizer):
-        return Work(_table(index) * n, 4 * index.pq.ksub * index.d * n)
-    if isinstance(index, faiss.IndexFlat):
-        return Work(_pair(index) * n * index.ntotal, 4 * index.d * (n + index.ntotal))
-    if isinstance(index, faiss.IndexScalarQuantizer):
-        each = Work(_pair(index) + _decode(index), index.code_size)
-        return each * (n * index.ntotal)
-    if isinstance(index, faiss.IndexPQ | faiss.IndexPQFastScan):
-        return Work(_table(index), 4 * index.pq.M * index.pq.ksub) * n + Work(index.pq.M, index.code_size) * (
-            n * index.ntotal
+    if isinstance(index, faiss.IndexRefine):  # what comes behind its base index
+        return _scattered(code_work(unwrap(index.refine_index))) * (
+            n * min(index.ntotal, int(k * index.k_factor))
         )
-    if isinstance(index, faiss.IndexHNSWFlat | faiss.IndexHNSWSQ):
+    if isinstance(index, faiss.MultiIndexQuantizer):
+        parts = table(index, pair(index, 1))
+        return Work(parts.flops, 4 * index.pq.ksub * index.d) * n
+    if isinstance(index, FLAT):
+        return Work(pair(index) * n * index.ntotal, 4 * index.d * (n + index.ntotal))
+    if isinstance(index, faiss.IndexHNSW):
         storage = unwrap(index.storage)
-        each = _pair(storage) + (0 if isinstance(storage, faiss.IndexFlat) else _decode(storage))
-        return Work(each, storage.code_size + 4) * (visits.hops + n)
+        each = code_work(storage) + Work(bytes_read=4)
+        return _queries(storage, n, 0) + _scattered(each) * (visits.hops + n)
+    if not isinstance(index, faiss.IndexIVF):
+        return _queries(index, n, 0) + code_work(index) * (n * index.ntotal)
     work = Work()
     if coarse:
         # With a graph for a quantizer all its visits are coarse ones.
         work += search_work(index.quantizer, n, int(index.nprobe), visits)
     # An entry's id is read with its code.
-    entry_bytes = index.code_size + 8
-    if isinstance(index, faiss.IndexIVFPQFastScan | faiss.IndexIVFPQ):
-        tables = visits.lists if index.by_residual and index.metric_type == faiss.METRIC_L2 else n
-        work += Work(_table(index), 4 * index.pq.M * index.pq.ksub) * tables
-        return work + Work(index.pq.M, entry_bytes) * visits.entries
-    each = _pair(index) + (_decode(index) if isinstance(index, faiss.IndexIVFScalarQuantizer) else 0)
-    return work + Work(each, entry_bytes) * visits.entries
+    each = code_work(index) + Work(bytes_read=8)
+    return work + _queries(index, n, visits.lists) + each * visits.entries
 
 
-def train_work(index: Any, n: int) -> Work:
-    """Work of training on ``n`` vectors, read off the trained index: k-means, code books, transforms."""
-    index = unwrap(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        # Principal components: one covariance and one eigendecomposition. Random rotations cost less than this.
-        transform_work(index)
-        return Work(2 * n * index.d**2 + 10 * index.d**3, 4 * n * index.d) + train_work(index.index, n)
-    if isinstance(index, faiss.IndexRefineFlat):
-        return train_work(index.base_index, n)
-    if isinstance(index, faiss.MultiIndexQuantizer):
-        return _train_pq(index, n)
-    if isinstance(index, faiss.IndexPQ | faiss.IndexPQFastScan):
-        return _train_pq(index, n)
-    if isinstance(index, _IVF):
-        coarse = unwrap(index.quantizer)
-        if isinstance(coarse, faiss.MultiIndexQuantizer):
-            work = train_work(coarse, n)
-        else:
-            used = min(n, index.cp.max_points_per_centroid * index.nlist)
-            work = Work(_pair(index), 4 * index.d) * (index.cp.niter * used * index.nlist)
-        if isinstance(index, faiss.IndexIVFPQFastScan | faiss.IndexIVFPQ):
-            sample = min(n, index.pq.cp.max_points_per_centroid * index.pq.ksub)
-            if index.by_residual:
-                work += add_work(coarse, sample) + Work(index.d, 8 * index.d) * sample
-            work += _train_pq(index, sample)
-        return work
-    if isinstance(index, faiss.IndexHNSWSQ):
-        return Work(0, 4 * n * index.d)
-    return Work()
+def _scattered(work: Work) -> Work:
+    """The same work, all of whose bytes lie where the data says."""
+    return Work(work.flops, work.bytes_read, work.bytes_written, work.bytes, work.intops)
 
 
-def _train_pq(index: Any, n: int) -> Work:
-    pq = index.pq
-    used = min(n, pq.cp.max_points_per_centroid * pq.ksub)
-    return Work(3 * pq.dsub, 4 * pq.dsub) * (pq.cp.niter * used * pq.ksub * pq.M)
-
-
-def add_work(index: Any, n: int, *, coarse: bool = True) -> Work:
-    """Work of adding ``n`` vectors: choosing a list, subtracting its centroid, encoding; an HNSW graph apart."""
-    index = unwrap(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return transform_work(index) * n + add_work(index.index, n, coarse=coarse)
-    if isinstance(index, faiss.IndexRefineFlat):
-        return add_work(index.base_index, n, coarse=coarse) + Work(0, 4 * index.d) * n
-    if isinstance(index, faiss.MultiIndexQuantizer):
-        return search_work(index, n, 1, Visits())
-    if isinstance(index, faiss.IndexFlat):
-        return Work(0, 4 * index.d) * n
-    if isinstance(index, faiss.IndexPQ | faiss.IndexPQFastScan):
-        return Work(3 * index.pq.ksub * index.d, index.code_size + 4 * index.d) * n
-    if isinstance(index, _IVF):
-        work = Work(0, 4 * index.d + index.code_size + 8) * n
-        if coarse:
-            work += search_work(index.quantizer, n, 1, Visits())
-        if getattr(index, "by_residual", False):
-            work += Work(index.d) * n
-        if isinstance(index, faiss.IndexIVFPQFastScan | faiss.IndexIVFPQ):
-            return work + Work(3 * index.pq.ksub * index.d) * n
-        if isinstance(index, faiss.IndexIVFScalarQuantizer):
-            return work + Work(_decode(index)) * n
-        return work
-    if isinstance(index, faiss.IndexScalarQuantizer):
-        return Work(_decode(index), index.code_size + 4 * index.d) * n
-    return Work(0, 4 * index.d) * n
+def _queries(index: Any, n: int, lists: int) -> Work:
+    """What is made of ``n`` queries before codes are compared, in as many lists in all."""
+    inner = index.metric_type == faiss.METRIC_INNER_PRODUCT
+    if hasattr(index, "rabitq"):
+        # Distance to the centre, the difference, its rounding and the sum of that; by IP also both inner products.
+        factors = Work((11 if inner else 7) * index.d, 4 * index.d, intops=index.d)
+        return factors * (lists if isinstance(index, faiss.IndexIVF) else n)
+    if not product_quantizer(index):
+        return Work()
+    if inner or not getattr(index, "by_residual", False):
+        return table(index, pair(index, 1)) * n
+    if index.use_precomputed_table > 0:
+        size = index.pq.M * index.pq.ksub
+        return table(index, 2) * n + Work(2 * size, 4 * size, 4 * size) * lists
+    return (Work(index.d) + table(index, 3)) * lists
 
 
 def transform_work(index: Any) -> Work:
     """Work of what an index does to one vector before it looks at it."""
-    work = Work()
-    for i in range(index.chain.size()):
-        step = faiss.downcast_VectorTransform(index.chain.at(i))
-        if isinstance(step, faiss.PCAMatrix | faiss.RandomRotationMatrix):
-            work += Work(
-                2 * step.d_in * step.d_out + step.d_out * step.have_bias, 4 * (step.d_in + step.d_out)
-            )
-        elif isinstance(step, faiss.NormalizationTransform):
-            work += Work(3 * step.d_in, 8 * step.d_in)
-        else:
-            raise NotImplementedError(f"the work of a FAISS {type(step).__name__} is not known; leave it out")
-    return work
+    steps = (faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size()))
+    return sum(map(step_work, steps), Work())
+
+
+def step_work(step: Any) -> Work:
+    """Work of one transformation of one vector."""
+    moved = Work(0, 4 * step.d_in, 4 * step.d_out)
+    if isinstance(step, faiss.NormalizationTransform):
+        return Work(3 * step.d_in) + moved
+    if isinstance(step, faiss.RemapDimensionsTransform):
+        return moved
+    product = 2 * step.d_in * step.d_out
+    if isinstance(step, faiss.ITQTransform):
+        return Work(4 * step.d_in + product) + moved
+    return Work(product + step.d_out * step.have_bias) + moved

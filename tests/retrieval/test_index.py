@@ -24,6 +24,17 @@ CODED = [
     "Flat,RFlat",
     "IVF16,PQ8x4fs,RFlat",
     "RR16,IVF16,SQ8",
+    "IVF16_HNSW8,SQ8",
+    "IVF16,PQ8x4fs,Refine(SQ8)",
+]
+# One bit a dimension, or directions alone: too little to be near the truth in 16 dimensions.
+COARSE = [
+    "RaBitQ",
+    "RR,IVF16,RaBitQ",
+    "IVF16,RaBitQ,RFlat",
+    "ITQ16,IVF16,Flat",
+    "HNSW16_PQ4x4",
+    "OPQ4,IVF16,PQ4x4fsr",
 ]
 
 
@@ -58,7 +69,7 @@ def test_own_key_returns_own_id():
         assert (found.ids[:, 0] == torch.arange(1500)).float().mean() > 0.999, factory
 
 
-@pytest.mark.parametrize("factory", [*EXACT, *CODED])
+@pytest.mark.parametrize("factory", [*EXACT, *CODED, *COARSE])
 def test_the_batch_does_not_matter(factory):
     index = Index(factory, "l2", nprobe=4).add(vectors(1000))
     queries = vectors(300, seed=2)
@@ -123,13 +134,25 @@ def test_graph_work_is_counted():
 
 def test_unknown_kinds_are_refused_by_name():
     for factory, name in (
-        ("NSG16", "IndexNSG"),
-        ("IVF16_HNSW8,Flat", "IndexHNSW"),
-        ("OPQ8,Flat", "OPQMatrix"),
-        ("LSH", "IndexLSH"),
+        ("NSG16", r"IndexNSGFlat is not known: .* HNSW"),
+        ("NSG16,SQ8", r"IndexNSGSQ is not known: .* HNSW"),
+        ("IVF16_NSG8,Flat", r"IndexIVFFlat whose lists IndexNSGFlat chooses .* HNSW"),
+        ("IVF16(IVF4,Flat),Flat", r"IndexIVFFlat whose lists IndexIVFFlat chooses .* use a factory of"),
+        ("IVF16,RaBitQ4", r"IndexIVFRaBitQ of 4 bits .* one bit"),
+        ("RaBitQ4", r"IndexRaBitQ of 4 bits .* one bit"),
+        ("IVF16,RaBitQfs", r"IndexIVFRaBitQFastScan .* RaBitQ without fs"),
+        ("IVF16,SQtq4", r"IndexIVFScalarQuantizer of scalar quantizer .* use a factory of"),
+        ("IVF16,FlatDedup", r"IndexIVFFlatDedup .* use a factory of"),
+        ("IVF16,RQ4x4", r"IndexIVFResidualQuantizer .* use a factory of"),
+        ("HNSW8_4+PQ4", r"IndexHNSW is not known; use a factory of"),
+        ("IVF16,Flat,Refine(PQ4x4)", r"IndexRefine by IndexPQ .* Refine\(SQ8\)"),
+        ("LSH", "IndexLSH is not known: .* RaBitQ"),
     ):
-        with pytest.raises(NotImplementedError, match=name):
+        with pytest.raises(NotImplementedError, match=name) as refused:
             Index(factory, "l2").add(vectors(1000))
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"'HNSW8_PQ4x4' by squared distance only; use metric='l2'"):
+        Index("HNSW8_PQ4x4", "ip").add(vectors(1000))
     with pytest.raises(ValueError, match="Flatt"):
         Index("Flatt").add(vectors(10))
     with pytest.raises((ValueError, TypeCheckError), match="metric"):
