@@ -194,14 +194,7 @@ class ContextSource(Source):
             best[row], cost = self._exact(context[row], k, int(exclude[row]))
             work += cost
         scores, ids = _unpacked(best)
-        return Neighbors.of(
-            torch.from_numpy(scores),
-            torch.from_numpy(ids),
-            flops=work.flops,
-            bytes=work.bytes,
-            bytes_written=work.bytes_written,
-            bytes_random=work.bytes_random,
-        )
+        return Neighbors.of(torch.from_numpy(scores), torch.from_numpy(ids), **work.counts)
 
     def _others(self, document: int) -> Any:
         """What FAISS may return to a query that must not see a document."""
@@ -254,7 +247,8 @@ class ContextSource(Source):
             len(first) * self._cells.nearest_flops + encoder.kernel_flops(n * kept),
             4 * n * encoder.dimensions + 8 * cells.size + 8 * encoder.depth * n * kept,
             4 * n * encoder.dimensions,
-            8 * encoder.depth * n * kept,  # what is scored lies wherever in the text its code was found
+            # What is scored lies wherever in the text its code was found.
+            8 * encoder.depth * n * kept,
         )
         return self._score(context, ids, exclude, k), work
 

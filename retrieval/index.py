@@ -154,11 +154,10 @@ class Index:
         best[real, : ids.shape[1]] = np.take_along_axis(scores, order, 1)
         hits = Neighbors.of(torch.from_numpy(best), torch.from_numpy(found))
         return Neighbors(
-            *(part.view(*batch, k) for part in (hits.scores, hits.ids, hits.mask)),
-            flops=work.flops,
-            bytes=work.bytes,
-            bytes_written=work.bytes_written,
-            bytes_random=work.bytes_random,
+            hits.scores.view(*batch, k),
+            hits.ids.view(*batch, k),
+            hits.mask.view(*batch, k),
+            **work.counts,
         )
 
     def _raw(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:

@@ -26,6 +26,7 @@ class Neighbors:
         bytes: Bytes the search moved.
         bytes_written: The part of them that was written; the rest was read.
         bytes_random: The part of them at addresses which the data decides.
+        intops: The part of ``flops`` made on integers.
 
     Shapes:
         scores, ids, mask: ``[*batch, k]``
@@ -41,6 +42,7 @@ class Neighbors:
     bytes: int = 0
     bytes_written: int = 0
     bytes_random: int = 0
+    intops: int = 0
 
     def __post_init__(self) -> None:
         if not (self.scores.shape == self.ids.shape == self.mask.shape and self.scores.ndim >= 1):
@@ -68,6 +70,7 @@ class Neighbors:
         bytes: int = 0,  # noqa: A002 - the unit is the name
         bytes_written: int = 0,
         bytes_random: int = 0,
+        intops: int = 0,
     ) -> Neighbors:
         """From raw results in which a missing neighbour has a negative id: mask it, and put the rest first."""
         mask = ids >= 0
@@ -86,6 +89,7 @@ class Neighbors:
             bytes=bytes,
             bytes_written=bytes_written,
             bytes_random=bytes_random,
+            intops=intops,
         )
 
     @classmethod
@@ -102,14 +106,17 @@ class Neighbors:
         """Neighbours per query."""
         return self.scores.shape[-1]
 
+    @property
+    def work(self) -> dict[str, int]:
+        """Everything counted of the search, by name."""
+        return {
+            "flops": self.flops,
+            "bytes": self.bytes,
+            "bytes_written": self.bytes_written,
+            "bytes_random": self.bytes_random,
+            "intops": self.intops,
+        }
+
     def to(self, device: torch.device | str) -> Neighbors:
         """The same neighbours on another device."""
-        return Neighbors(
-            self.scores.to(device),
-            self.ids.to(device),
-            self.mask.to(device),
-            flops=self.flops,
-            bytes=self.bytes,
-            bytes_written=self.bytes_written,
-            bytes_random=self.bytes_random,
-        )
+        return Neighbors(self.scores.to(device), self.ids.to(device), self.mask.to(device), **self.work)

@@ -33,8 +33,7 @@ class Searchable(Protocol):
 # An operator's arguments are tensors and numbers, so a store is named by a number; the table keeps none alive.
 _enrolled: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
-# FLOPs, bytes, and the parts of these that were written and that lay where the data said.
-_last_work: dict[int, tuple[int, int, int, int]] = {}
+_last_work: dict[int, dict[str, int]] = {}
 
 
 def enroll(searchable: Searchable) -> int:
@@ -48,10 +47,7 @@ def enroll(searchable: Searchable) -> int:
 def run_search(number: int, inputs: Sequence[Tensor], k: int) -> Neighbors:
     """Search the store of that number through the operator, so that a FLOP counter sees it."""
     scores, ids, mask = torch.ops.mnemograph.search([x.detach() for x in inputs], number, k)
-    flops, moved, written, scattered = _last_work.get(number, (0, 0, 0, 0))
-    return Neighbors(
-        scores, ids, mask, flops=flops, bytes=moved, bytes_written=written, bytes_random=scattered
-    )
+    return Neighbors(scores, ids, mask, **_last_work.get(number, {}))
 
 
 @torch.library.custom_op(
@@ -64,7 +60,7 @@ def _search(inputs: Sequence[Tensor], store: int, k: int) -> tuple[Tensor, Tenso
     if searchable is None:
         raise RuntimeError(f"store {store} of this search no longer exists; keep a reference to it")
     found = searchable.neighbors([x.cpu() for x in inputs], k)
-    _last_work[store] = found.flops, found.bytes, found.bytes_written, found.bytes_random
+    _last_work[store] = found.work
     device = inputs[0].device
     return found.scores.to(device), found.ids.to(device), found.mask.to(device)
 
@@ -94,19 +90,14 @@ def _price(
         raise NotImplementedError(
             "the price of a search depends on the stored data: count a real call, not a meta one"
         )
-    return _last_work[store][0]
+    return _last_work[store]["flops"]
 
 
 def _bytes(inputs: Sequence[Tensor], store: int, k: int, *_: object, **__: object) -> tuple[int, int, int]:
-    return _last_work[store][1], 0, 0
-
-
-def _access(inputs: Sequence[Tensor], store: int, k: int, *_: object, **__: object) -> tuple[int, int, int]:
     """Bytes read, bytes written, and the part of both that is at addresses which the data decides."""
-    moved, written, scattered = _last_work[store][1:]
-    return moved - written, written, scattered
+    work = _last_work[store]
+    return work["bytes"] - work["bytes_written"], work["bytes_written"], work["bytes_random"]
 
 
 # What torch's counter has no place for; our ledger asks for it.
 _price.bytes_formula = _bytes  # type: ignore[attr-defined]
-_price.access_formula = _access  # type: ignore[attr-defined]

@@ -112,10 +112,7 @@ class Source(ABC):
             torch.cat([part.scores for part in parts]).view(shape),
             torch.cat([part.ids for part in parts]).view(shape),
             torch.cat([part.mask for part in parts]).view(shape),
-            flops=sum(part.flops for part in parts),
-            bytes=sum(part.bytes for part in parts),
-            bytes_written=sum(part.bytes_written for part in parts),
-            bytes_random=sum(part.bytes_random for part in parts),
+            **{name: sum(part.work[name] for part in parts) for name in parts[0].work},
         )
 
 

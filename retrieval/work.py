@@ -9,14 +9,15 @@ structure                   one search of a vector, ``ndis`` stored entries visi
 ==========================  =======================================================================================
 Flat                        ``n`` pairs
 SQ8, SQ6, SQ4               ``n`` pairs, and ``4d`` to decode each entry; none for fp16, bf16 and direct 8-bit codes
-PQ{M}x{b}                   a table of ``M`` x ``2^b`` sub-vector pairs + ``M n`` additions
-PQ{M}x4fs (fast-scan)       the same, the ``M n`` additions on integers
-RaBitQ                      a query's factors, ``7d`` (L2) or ``11d`` (IP), ``d`` of them on integers;
-                            ``n`` times ``d`` additions on integers, and 8 (L2) or 10 (IP) operations on floats
-IVF,...                     the coarse quantizer's search, and for ``ndis`` in place of ``n`` entries what the codes
-                            cost above; by L2 PQ of residuals (all but ``fs``, which needs ``fsr``) has one table of
-                            inner products and ``2 M 2^b`` a list visited that make FAISS's precomputed ones its own,
-                            or without those (over 2 GiB) ``d`` and one table a list; RaBitQ has factors a list
+PQ{M}x{b}                   a table of ``M`` x ``2^b`` pairs of parts + ``M`` additions for each of ``n`` entries
+PQ{M}x4fs (fast-scan)       the same, the additions on integers
+RaBitQ                      ``7d`` (L2) or ``11d`` (IP) for a query's factors, ``d`` of them on integers; for each of
+                            ``n`` entries ``d`` additions on integers, and 8 (L2) or 10 (IP) operations on floats
+IVF,<any of these>          the coarse quantizer's search, and what ``ndis`` entries in place of ``n`` cost above
+IVF,RaBitQ                  the same, but the factors are made for each list visited
+IVF,PQ and PQ fsr, by L2    codes are of residuals: a query's table, here of inner products (``2 d 2^b``), is joined
+                            with each list's own, ``2 M 2^b``; where FAISS keeps none of these because they would take
+                            over 2 GiB, a residual (``d``) and a table for each list instead
 IVF{n}_HNSW{M} (coarse)     as HNSW, with :attr:`retrieval.Index.ef` candidates
 IMI (coarse)                ``M`` x ``2^b`` pairs of sub-vectors
 HNSW                        ``ndis + 1`` pairs (SQ: and ``4d`` each; PQ: a table, and ``M`` each)
@@ -34,10 +35,11 @@ Integers. An addition of integers is one operation like an addition of floats, s
 many of the operations are of that kind is said in ``intops``. A processor makes 32 to 512 of them at once: there the
 FLOPs are an upper bound and the bytes are the cost.
 
-Bytes. *Read*: each code that is compared, with the id (8 bytes) or the link (4) by which it is found, and each
-matrix once a call. *Written*: tables made for a query, vectors transformed. *Random*: the part of the bytes read
-and written that lies where the data says: vectors visited in a graph and rows a refinement looks up. A scan is
-sequential, and so is an inverted list from its first entry to its last. Queries are read, results are the caller's.
+Bytes. *Read*: each code that is compared, with the id (8 bytes) or the link (4) by which it is found; where a block of
+256 queries is one product of matrices (Flat, centroids), each matrix once. *Written*: tables made for a query, vectors
+transformed. *Random*: the part of the bytes read and written that lies where the data says: vectors visited in a graph
+and rows that a refinement looks up. A scan is sequential, and so is an inverted list from its first entry to its last.
+Results are the caller's.
 """
 
 from __future__ import annotations
@@ -75,6 +77,12 @@ class Work:
     def bytes(self) -> int:
         """Bytes read and written."""
         return self.bytes_read + self.bytes_written
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """As :class:`retrieval.Neighbors` takes them."""
+        names = ("flops", "bytes", "bytes_written", "bytes_random", "intops")
+        return {name: getattr(self, name) for name in names}
 
     def __add__(self, other: Work) -> Work:
         return Work(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
