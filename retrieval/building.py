@@ -1,4 +1,6 @@
-r"""What FAISS does when it trains and adds, in floating-point operations and bytes. It counts none of this itself.
+r"""What FAISS does when it trains and adds, in floating-point operations and bytes.
+
+It counts none of this itself but the searches of a graph that chooses lists; the rest is written down here.
 
 Units and rules are those of :mod:`retrieval.work`; ``n`` is the number of vectors given.
 
@@ -26,8 +28,8 @@ what is behind these        is trained on vectors that have been transformed, wh
 ==========================  =======================================================================================
 
 Polysemous training, which FAISS switches on for PQ{M}x8 and PQ{M}x4 unless the factory string says ``np``, is switched
-off by :class:`retrieval.Index`: it permutes codes at ten times the price of finding them, for a kind of filter that no
-search here uses, and no distance depends on it.
+off by :class:`retrieval.Index`: it renumbers codes, for nine times what finding them has cost, and serves a filter that
+no search here uses; no distance depends on it.
 
 ==========================  =======================================================================================
 structure                   adding a vector

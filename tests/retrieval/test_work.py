@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from experiments.ledger import Ledger
-from retrieval import Index
+from retrieval import ContextSource, Index, Passages
 from retrieval.exact import Metric
 from retrieval.kinds import core
 from retrieval.runtime import blas_threshold, faiss
@@ -251,6 +251,21 @@ def test_a_batch_costs_what_its_queries_cost():
         index = built(factory, "l2")
         parts = (index.search(some, K).flops for some in queries.split([1, 20, 200, 79]))
         assert index.search(queries, K).flops == sum(parts), factory
+
+
+def test_a_source_seeks_what_it_scores():
+    rng = np.random.default_rng(0)
+    passages = Passages(
+        (rng.zipf(1.3, 20000) % 97).astype(np.uint16), np.arange(0, 20001, 1000), vocab_size=97
+    )
+    source = ContextSource(passages, shortlist=16)
+    found = source.search(torch.from_numpy(rng.integers(0, 97, (4, 50))), 4)
+    # A query's shortlist of 16 contexts: a row of the text and one of the table of similarities for each token.
+    assert found.bytes_random == 200 * 16 * source.depth * 8
+    codes = source.encoder.n_codes
+    assert found.intops % codes == 0
+    assert 200 * codes < found.intops < found.flops
+    assert found.bytes_written == 200 * (4 * source.encoder.dimensions + 4 * 16 * codes)
 
 
 def test_work_adds_up():
