@@ -239,7 +239,7 @@ def test_a_ledger_bills_the_index_and_nothing_else(factory):
     assert ledger.bytes == found.bytes > 0
     assert counter.get_total_flops() == found.flops
     price = flop_registry[torch.ops.mnemograph.search]
-    read, written, scattered = price.access_formula([QUERIES], index._number, K)  # type: ignore[attr-defined]
+    read, written, scattered = price.bytes_formula([QUERIES], index._number, K)  # type: ignore[attr-defined]
     assert (read, written) == (found.bytes - found.bytes_written, found.bytes_written)
     assert scattered == found.bytes_random <= found.bytes
 
