@@ -13,10 +13,18 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from experiments.commands import bill, compare, corpus, fit, report, tune
+from experiments.commands import bill, compare, corpus, fit, report, sweep, tune
 
 DEBUG = "MNEMOGRAPH_DEBUG"
-COMMANDS = {"compare": compare, "report": report, "bill": bill, "corpus": corpus, "tune": tune, "fit": fit}
+COMMANDS = {
+    "compare": compare,
+    "report": report,
+    "bill": bill,
+    "corpus": corpus,
+    "tune": tune,
+    "fit": fit,
+    "sweep": sweep,
+}
 OURS = {"experiments", "gnn", "mann", "retrieval"}
 WELCOME = """\
 mnemograph asks whether memory buys more than width, per FLOP, with everything counted.
