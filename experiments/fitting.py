@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+import lightning
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from torch import Tensor
 
 from experiments.data import CodeCorpus, TextCorpus
 from experiments.data.module import WindowData
+from experiments.errors import RunError
 from mann import LanguageModule
+from mann.optim import ROLES
 
 DEFAULTS: dict[str, Any] = {
     "model.network": {"class_path": "mann.Transformer", "init_args": {"d_model": 64, "n_layers": 3}},
@@ -18,8 +29,9 @@ DEFAULTS: dict[str, Any] = {
     "trainer.accelerator": "cpu",
     "trainer.logger": False,
     "trainer.enable_model_summary": False,
-    "trainer.limit_val_batches": 0,
+    "trainer.num_sanity_val_steps": 0,
 }
+CONFIG = "config.yaml"
 
 
 class CorpusData(WindowData):
@@ -34,25 +46,86 @@ class CorpusData(WindowData):
         super().__init__(source.load(), **options)
 
 
+class ValidatedModule(LanguageModule):
+    """A :class:`mann.LanguageModule` that is also judged on text it was not trained on.
+
+    Logs ``valid/nats_per_token`` and ``valid/bits_per_byte``, each over all that is evaluated.
+    """
+
+    def on_validation_epoch_start(self) -> None:
+        self._nats = torch.zeros((), dtype=torch.float64)
+        self._targets = self._bytes = 0
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        targets: Tensor = batch["targets"]
+        nll = self.network.loss(batch["tokens"], targets, batch.get("documents"), batch.get("neighbors"))
+        scored = targets >= 0
+        self._nats += nll[scored].sum(dtype=torch.float64).cpu()
+        data: Any = vars(self.trainer)["datamodule"]
+        self._targets += int(scored.sum())
+        self._bytes += int(data.corpus.token_bytes[targets[scored].cpu().numpy()].sum())
+
+    def on_validation_epoch_end(self) -> None:
+        nats = float(self._nats)
+        self.log("valid/nats_per_token", nats / max(1, self._targets), batch_size=1)
+        self.log("valid/bits_per_byte", nats / math.log(2) / max(1, self._bytes), batch_size=1)
+
+
+class RunFolder(SaveConfigCallback):
+    """Writes the resolved configuration, as asked for, into the run's folder when training starts.
+
+    Args:
+        folder: Where.
+        asked: The configuration before the folder was chosen, so that a rerun gets a folder of its own.
+        **options: As Lightning's callback takes them.
+    """
+
+    def __init__(self, *options: Any, folder: Path, asked: Namespace, **more: Any) -> None:
+        super().__init__(*options, save_to_log_dir=False, **more)
+        self.folder = folder
+        self.asked = asked
+
+    def save_config(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """Lightning's hook."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.asked, str(self.folder / CONFIG), skip_none=False, multifile=False)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Log what training ended with: Lightning logs every so many steps, and the last is seldom one of them."""
+        last = trainer.callback_metrics.get("train/nats_per_token")
+        if last is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/nats_per_token": float(last)}, step=trainer.global_step)
+
+
 class FitCommand(LightningCLI):
     """Lightning's command line for :class:`mann.LanguageModule`; what the data decides is not typed twice.
+
+    Every run has a folder with its ``config.yaml``: ``trainer.default_root_dir``, or a new one under ``runs/fit``
+    (``$WANDB_DIR/fit`` where that is set).
 
     Args:
         arguments: The command line after the command.
         parser: Keyword arguments of the parser.
+
+    Raises:
+        RunError: If the folder holds another run.
     """
 
     def __init__(self, arguments: list[str], **parser: Any) -> None:
-        super().__init__(
-            LanguageModule,
-            CorpusData,
-            run=False,
-            args=arguments,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            parser_kwargs=parser,
-        )
+        self.folder = Path()
+        with contextlib.ExitStack() as self._undo:
+            super().__init__(
+                ValidatedModule,
+                CorpusData,
+                run=False,
+                args=arguments,
+                save_config_callback=RunFolder,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_kwargs=parser,
+            )
+            self._undo.pop_all()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Lightning's hook for defaults and links."""
@@ -66,3 +139,50 @@ class FitCommand(LightningCLI):
             compute_fn=lambda data: data.corpus.vocab_size,
             apply_on="instantiate",
         )
+
+    def before_instantiate_classes(self) -> None:
+        """Lightning's hook: choose the folder, for what is written by the trainer and by W&B."""
+        unknown = sorted(set(self.config.model.rates or ()) - set(ROLES))
+        if unknown:
+            raise RunError(f"model.rates: {', '.join(unknown)} is none of {', '.join(ROLES)}")
+        asked = self.config.clone()
+        trainer = self.config.trainer
+        self.folder = Path(trainer.default_root_dir) if trainer.default_root_dir else self._numbered()
+        if (self.folder / CONFIG).exists():
+            raise RunError(
+                f"{self.folder} holds the run of its {CONFIG}: give another --trainer.default_root_dir, or none for "
+                "a new folder"
+            )
+        trainer.default_root_dir = str(self.folder)
+        for logger in _loggers(trainer.logger):
+            options = logger.get("init_args", Namespace())
+            # The default of W&B's logger, which would leave a folder wherever one stands.
+            if str(options.get("save_dir")) == ".":
+                options.save_dir = str(self.folder)
+        self.save_config_kwargs = {"folder": self.folder, "asked": asked}
+
+    def _numbered(self) -> Path:
+        """A new folder, taken by being made; away again if nothing comes of it."""
+        root = Path(os.environ.get("WANDB_DIR", "runs")) / "fit"
+        number = 0
+        while True:
+            folder = root / f"{number:03d}"
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                self._undo.callback(_discard, folder)
+                return folder
+
+
+def _loggers(given: Any) -> Iterator[Namespace]:
+    for logger in given if isinstance(given, list) else [given]:
+        if isinstance(logger, Namespace):
+            yield logger
+
+
+def _discard(folder: Path) -> None:
+    for path in (folder, folder.parent):
+        with contextlib.suppress(OSError):
+            path.rmdir()

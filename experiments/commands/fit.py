@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+
+from experiments.commands.choice import program
 
 SUMMARY = "train one model with Lightning, every constructor argument at your hand"
 EXAMPLES = """\
   mnemograph fit --model.network.d_model=128 --data.n_tokens=2000000
   mnemograph fit --data.source=TextCorpus --data.source.path=my.txt \\
-    --model.network.memory='{0: {class_path: mann.NGramMemory}}'"""
+    --model.network.memory='{0: {class_path: mann.NGramMemory}}'
+  mnemograph fit --print_config > base.yaml            every option with its value, to edit
+  mnemograph fit --config base.yaml --data.seed=1      the file, and what is to be different
+  mnemograph fit --config runs/fit/000/config.yaml     the same run again: the same numbers
+  mnemograph fit --trainer.logger=WandbLogger          logged to W&B (WANDB_MODE=offline: here)"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
     from experiments.errors import RunError
-    from experiments.fitting import FitCommand
+    from experiments.fitting import CONFIG, FitCommand
     from experiments.ledger import LedgerCallback
 
     # Lightning warns when it is given arguments and finds others there.
@@ -40,8 +47,15 @@ def run(arguments: argparse.Namespace) -> int:
     ledger = LedgerCallback()
     command.trainer.callbacks.append(ledger)  # pyright: ignore[reportAttributeAccessIssue]
     command.trainer.fit(command.model, command.datamodule)
-    loss = command.trainer.callback_metrics.get("train/nats_per_token")
+    metrics = command.trainer.callback_metrics
+    loss = metrics.get("train/nats_per_token")
     print(ledger.total())
     if loss is not None:
         print(f"\nThe training loss ended at {loss:.4f} nats per token.")
+    if "valid/bits_per_byte" in metrics:
+        print(
+            f"Validation: {metrics['valid/nats_per_token']:.4f} nats per token, "
+            f"{metrics['valid/bits_per_byte']:.4f} bits per byte."
+        )
+    print(f"The same run again: {program()} fit --config {shlex.quote(str(command.folder / CONFIG))}")
     return 0

@@ -125,12 +125,12 @@ def _told(sweep: Sweep, store: Store, total: int) -> int:
             f"all {len(failed)} trials failed, the first with: {failed[0].reason}. What they printed is in "
             f"{store.place(failed[0].number)}; --retry runs them again"
         )
-    print(f"\n{table(store.trials, sweep.metric, get_terminal_size((120, 24)).columns)}\n")
+    print(f"\n{table(store.trials, sweep, get_terminal_size((120, 24)).columns)}\n")
     if sweep.metric is not None:
         words = pasted(command_line(sweep, best[0].params, store.place(best[0].number)))
         if sweep.metric.reached(best[0].value):
             print(f"{sweep.metric.name} reached its target, {sweep.metric.target:g}.")
-        print(f"The best once more: {words}")
+        print(f"The best once more: WANDB_MODE=offline {words}")
     if failed:
         print(f"{len(failed)} of {len(store.trials)} trials failed (--retry runs them again).")
     runs = "-type d -name 'offline-run-*' -exec wandb sync {} +"

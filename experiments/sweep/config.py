@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -111,6 +114,10 @@ class Sweep:
         """The name of the sweep, by default the file's."""
         return str(self.raw.get("name") or self.path.stem)
 
+    def named(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a trial by their names, with dots between levels."""
+        return {one.name: functools.reduce(operator.getitem, one.path, params) for one in self.parameters}
+
 
 def read_sweep(path: Path) -> Sweep:
     """Read a sweep file.
@@ -121,7 +128,8 @@ def read_sweep(path: Path) -> Sweep:
     if not path.is_file():
         raise RunError(f"there is no file {path}: give the path of a W&B sweep file, such as sweep.yaml")
     try:
-        raw = yaml.safe_load(path.read_text())
+        # As it comes back from W&B's server: a key such as 0 is a text there.
+        raw = json.loads(json.dumps(yaml.safe_load(path.read_text()), default=str))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from rich import box
@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.forecast import duration
-from experiments.sweep.config import Metric, Sweep
+from experiments.sweep.config import Sweep
 from experiments.sweep.runner import Running
-from experiments.sweep.trial import FAILED, STOPPED, Trial, flat, ranked
+from experiments.sweep.trial import FAILED, STOPPED, Trial, ranked
 
 SHOWN = 10
 WIDEST = 24
+LONGEST = 40
 
 
 class Display:
@@ -34,7 +35,7 @@ class Display:
     """
 
     def __init__(self, sweep: Sweep, total: int, done: int, stream: TextIO) -> None:
-        self.metric = sweep.metric
+        self.sweep = sweep
         self.total = total
         self.done = done
         self.console = Console(file=stream, soft_wrap=True, highlight=False)
@@ -68,14 +69,16 @@ class Display:
             self._seen.pop(event.number, None)
             self.done += 1
             style = "red" if event.state == FAILED else ""
-            self.console.print(Text(f"[{self.done}/{self.total}] {said(event, self.metric)}", style=style))
+            self.console.print(Text(f"[{self.done}/{self.total}] {said(event, self.sweep)}", style=style))
         self._bar.update(self._task, completed=self.done, doing="; ".join(map(_doing, self._seen.values())))
         self._bar.refresh()
 
 
-def said(trial: Trial, metric: Metric | None) -> str:
+def said(trial: Trial, sweep: Sweep) -> str:
     """One line about a trial."""
-    what = f"trial {trial.number} ({_params(trial.params)})"
+    metric = sweep.metric
+    params = ", ".join(f"{_short(name)}={_value(value)}" for name, value in sweep.named(trial.params).items())
+    what = f"trial {trial.number} ({params})"
     if trial.state == FAILED:
         return f"{what} failed: {trial.reason}"
     result = f"{metric.name} {trial.value:.6g}" if metric and trial.value is not None else "done"
@@ -83,17 +86,18 @@ def said(trial: Trial, metric: Metric | None) -> str:
     return f"{what}: {result}{early} ({duration(trial.seconds)})"
 
 
-def table(trials: Sequence[Trial], metric: Metric | None, width: int) -> str:
+def table(trials: Sequence[Trial], sweep: Sweep, width: int) -> str:
     """The best trials, as text.
 
     Args:
         trials: All of them.
-        metric: By which they are ranked.
+        sweep: The file.
         width: Of the terminal.
     """
+    metric = sweep.metric
     best = ranked(trials, metric)[:SHOWN]
-    rows = [flat(trial.params) for trial in best]
-    every = [flat(trial.params) for trial in trials]
+    rows = [sweep.named(trial.params) for trial in best]
+    every = [sweep.named(trial.params) for trial in trials]
     # What never varies says nothing here.
     varied = [
         name for name in (rows[0] if rows else {}) if len({json.dumps(row.get(name)) for row in every}) > 1
@@ -126,10 +130,6 @@ def _doing(trial: Running) -> str:
     )
 
 
-def _params(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{_short(name)}={_value(value)}" for name, value in flat(dict(params)).items())
-
-
 def _short(name: str) -> str:
     """The end of a dotted name, which tells the most."""
     parts = name.split(".")
@@ -137,4 +137,5 @@ def _short(name: str) -> str:
 
 
 def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."

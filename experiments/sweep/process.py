@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ FLUSH_SECONDS = 1.0
 GRACE_SECONDS = 10.0
 OUTPUT = "output.log"
 PARAMS = "params.yaml"
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 # PR_SET_PDEATHSIG of Linux.
 _PARENT_DEATH_SIGNAL = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -133,7 +135,7 @@ class TrialProcess:
 
     def said(self) -> str:
         """What it has printed."""
-        return self.output.read_text(errors="replace")
+        return _COLORS.sub("", self.output.read_text(errors="replace"))
 
     def last_words(self) -> str:
         """The last line it printed itself."""

@@ -64,14 +64,3 @@ def ranked(trials: Sequence[Trial], metric: Metric | None) -> list[Trial]:
         (trial for trial in whole if trial.value is not None),
         key=lambda trial: (trial.state != FINISHED, metric.cost(trial.value or 0.0), trial.number),
     )
-
-
-def flat(params: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested parameters by their names with dots."""
-    found: dict[str, Any] = {}
-    for name, value in params.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{above}{name}.")
-        else:
-            found[f"{above}{name}"] = value
-    return found
