@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from experiments.sweep.store import Store
 
 DEFAULT_COUNT = 20
+STOPS = (signal.SIGINT, signal.SIGTERM)
 SUMMARY = "carry out a W&B sweep file, with W&B's servers or without"
 EXAMPLES = """\
   mnemograph sweep sweep.yaml --offline --count 30      here, without W&B's servers; interrupted, it goes on
@@ -64,7 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     from experiments.sweep.config import read_sweep
     from experiments.sweep.online import run_online, why_offline
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sweep = read_sweep(arguments.file)
     why = "--offline" if arguments.offline else why_offline()
     if why is None:
@@ -98,9 +100,12 @@ def _run_here(sweep: Sweep, arguments: argparse.Namespace, why: str) -> int:
             print(f"{done} of them ended before.", flush=True)
         trials = carry_out(sweep, store, sampler, total, arguments.workers)
         try:
-            with Display(sweep, total, done, sys.stderr) as display:
+            with _interrupted() as asked, Display(sweep, total, done, sys.stderr) as display:
                 for event in trials:
                     display.show(event)
+                    if asked:
+                        trials.close()
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
             again = f"{program()} sweep {' '.join(arguments.line[1:])}".replace(" --fresh", "")
             print(f"\nTo continue: {again}", file=sys.stderr)
@@ -108,6 +113,18 @@ def _run_here(sweep: Sweep, arguments: argparse.Namespace, why: str) -> int:
         finally:
             trials.close()
         return _told(sweep, store, total)
+
+
+@contextmanager
+def _interrupted() -> Iterator[list[int]]:
+    """Fills a list when the process is asked to stop; an exception in the middle of a fork would be lost."""
+    asked: list[int] = []
+    kept = {one: signal.signal(one, lambda number, _: asked.append(number)) for one in STOPS}
+    try:
+        yield asked
+    finally:
+        for one, handler in kept.items():
+            signal.signal(one, handler)
 
 
 def _told(sweep: Sweep, store: Store, total: int) -> int:
