@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from torch import Tensor
 
 from experiments.data import CodeCorpus, TextCorpus
-from experiments.data.module import WindowData
+from experiments.data.module import Batches, WindowData
 from experiments.errors import RunError
 from mann import LanguageModule
 from mann.optim import ROLES
@@ -34,6 +34,23 @@ DEFAULTS: dict[str, Any] = {
 CONFIG = "config.yaml"
 
 
+class Whole:
+    """Batches of evaluation, from the first to the last every time; those of training go on where they stopped.
+
+    Args:
+        batches: The batches.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self.batches[step] for step in range(len(self.batches)))
+
+
 class CorpusData(WindowData):
     """Windows of a corpus that is loaded when the data module is made.
 
@@ -44,6 +61,10 @@ class CorpusData(WindowData):
 
     def __init__(self, source: CodeCorpus | TextCorpus, **options: Any) -> None:
         super().__init__(source.load(), **options)
+
+    def val_dataloader(self) -> Any:
+        """As Lightning asks for it; it stops at the last batch, and asks again for the next validation."""
+        return Whole(self.evaluation("valid"))
 
 
 class ValidatedModule(LanguageModule):
@@ -67,8 +88,8 @@ class ValidatedModule(LanguageModule):
 
     def on_validation_epoch_end(self) -> None:
         nats = float(self._nats)
-        self.log("valid/nats_per_token", nats / max(1, self._targets), batch_size=1)
-        self.log("valid/bits_per_byte", nats / math.log(2) / max(1, self._bytes), batch_size=1)
+        self.log("valid/nats_per_token", nats / self._targets, batch_size=1)
+        self.log("valid/bits_per_byte", nats / math.log(2) / self._bytes, batch_size=1)
 
 
 class RunFolder(SaveConfigCallback):

@@ -91,13 +91,12 @@ class RunLog:
         return found
 
     def _take(self, content: bytes) -> None:
-        from google.protobuf.message import DecodeError
         from wandb.proto import wandb_internal_pb2
 
         record: Any = vars(wandb_internal_pb2)["Record"]()
         try:
             record.ParseFromString(content)
-        except DecodeError as error:
+        except Exception as error:  # the error of protobuf, which wandb brings along
             raise _unknown(self.path, str(error)) from error
         for item in record.history.item:
             name = _name(item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import random
@@ -123,6 +124,17 @@ def test_validation_is_what_the_comparison_measures(options: list[str]) -> None:
     truth = evaluate(command.model.network, evaluation, autocast=False).summary()
     assert {name: found[f"valid/{name}"] for name in truth} == pytest.approx(truth, rel=1e-5)
     assert math.isfinite(found["train/nats_per_token"])
+
+
+def test_every_validation_goes_over_the_whole_split(options: list[str], tmp_path: Path) -> None:
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
+    often = ["--trainer.val_check_interval=8", "--data.evaluation_batch_size=4"]
+    assert main(["fit", *options, *logger, *often, "--trainer.enable_checkpointing=false"]) == 0
+    with (tmp_path / "logs" / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
+        # The last row is that of the training loss.
+        values = [float(row["valid/bits_per_byte"]) for row in list(csv.DictReader(file))[:-1]]
+    assert len(values) == 4
+    assert min(values) > 1
 
 
 @pytest.mark.slow
