@@ -123,7 +123,7 @@ class Store:
             try:
                 trials.append(Trial.of(json.loads(line)))
             except (ValueError, TypeError, KeyError) as error:
-                if number == len(lines) and not line.endswith("\n"):
+                if not line.endswith("\n"):
                     self.notes.append(
                         "the last line was cut off while it was written; that trial is repeated"
                     )

@@ -67,6 +67,8 @@ def test_bayes_goes_on_from_what_was_written_exactly(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, "bayes", MIXED)
     whole = search(Sampler(sweep, 0), 16)
     written = [Trial.of(json.loads(json.dumps(one.row()))) for one in whole[:12]]
+    # One that is repeated is what it was, though later ones have ended.
+    assert Sampler(sweep, 0).place(12, [*whole[:12], *whole[13:]]) == whole[12].place
     # In whatever order they ended.
     assert search(Sampler(sweep, 0), 16, written[::-1])[12:] == whole[12:]
 
