@@ -70,6 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     sweep = read_sweep(arguments.file)
     why = "--offline" if arguments.offline else why_offline()
     if why is None:
+        if arguments.workers > 1:
+            raise RunError(
+                "--workers goes with --offline; with W&B's servers, start more agents: wandb agent ID"
+            )
         return run_online(sweep, arguments.count)
     return _run_here(sweep, arguments, why)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
+from experiments.errors import RunError
 from experiments.sweep.config import Sweep
+from experiments.sweep.process import search_path
 
 OFF = ("offline", "disabled", "dryrun")
 
@@ -33,12 +33,18 @@ def run_online(sweep: Sweep, count: int | None) -> int:
 
     Returns:
         The agent's exit code.
+
+    Raises:
+        RunError: If W&B cannot be reached or refuses the key or the sweep.
     """
     import wandb
 
     entity, project = sweep.raw.get("entity"), sweep.raw.get("project")
-    identity = wandb.sweep(dict(sweep.raw), entity=entity, project=project)
+    try:
+        identity = wandb.sweep(dict(sweep.raw), entity=entity, project=project)
+    except wandb.Error as error:
+        raise RunError(f"W&B did not create the sweep ({error}); --offline runs the file here") from error
     path = "/".join(str(part) for part in (entity, project, identity) if part)
-    agent = [str(Path(sys.executable).parent / "wandb"), "agent", *(["--count", str(count)] if count else [])]
+    agent = ["wandb", "agent", *(["--count", str(count)] if count else [])]
     print(f"Further agents, here or on other machines: wandb agent {path}", flush=True)
-    return subprocess.run([*agent, path], check=False).returncode
+    return subprocess.run([*agent, path], check=False, env={**os.environ, "PATH": search_path()}).returncode

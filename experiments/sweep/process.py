@@ -82,8 +82,7 @@ def environment(
     held.write_text(yaml.safe_dump({"wandb_version": 1, **entries}))
     environ = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     environ |= {
-        # `python` and `mnemograph` are those that run the sweep.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": search_path(),
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(folder.resolve()),
         "WANDB_RUN_ID": run,
@@ -98,6 +97,11 @@ def environment(
     if workers > 1:
         environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     return environ
+
+
+def search_path() -> str:
+    """``PATH`` on which ``python``, ``wandb`` and ``mnemograph`` are those that run the sweep."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 class TrialProcess:

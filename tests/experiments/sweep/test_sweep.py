@@ -219,6 +219,25 @@ def test_without_a_key_it_runs_here_and_says_so(
 
 
 @pytest.mark.slow
+def test_with_a_key_it_asks_w_and_b_and_says_what_else_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    # Nobody listens there.
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    words = [sys.executable, "-m", "experiments", "sweep", str(write(tmp_path / "sweep.yaml"))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "W&B did not create the sweep" in done.stderr
+    assert "--offline runs the file here" in done.stderr
+    done = subprocess.run([*words, "--workers", "2"], capture_output=True, text=True, check=False)
+    assert "--workers goes with --offline" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
 def test_bayes_killed_outright_goes_on_exactly(tmp_path: Path) -> None:
     parameters = {"x": RANGE, "kind": {"values": ["good", "bad"]}, "steps": {"value": 1}}
     file = write(tmp_path / "sweep.yaml", method="bayes", parameters=parameters)
