@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from filelock import FileLock
 from experiments.controls import CountModel, Mixture, cross_fitted_nats
 from experiments.controls.mixture import mixing_price
 from experiments.data import Corpus
-from experiments.evaluation import Evaluation, Scored
+from experiments.evaluation import Evaluation, Scored, losses_of
 from experiments.revision import code_digest
 from retrieval import Passages
 
@@ -95,13 +96,13 @@ class Counts:
         beside.write_text(json.dumps(bill))
         beside.rename(path.with_suffix(".json"))
 
-    def mixed(self, scored: Mapping[str, Scored]) -> dict[str, dict[str, float]]:
-        """Losses of a network mixed with the counts; weights fitted on valid, never where they are reported."""
+    def mixed(self, scored: Mapping[str, Scored]) -> dict[str, Scored]:
+        """A network mixed with the counts; weights fitted on valid, never where they are reported."""
         n_buckets = self.bill["n_buckets"]
         network = {name: -split.nll.astype(np.float64) for name, split in scored.items()}
         p, bucket = self.scores["valid"]
         mixture = Mixture.fit(network["valid"], p, bucket, n_buckets, split="valid")
-        losses = {}
+        found = {}
         for name, split in scored.items():
             p, bucket = self.scores[name]
             if name == "valid":
@@ -109,8 +110,8 @@ class Counts:
                 nats = cross_fitted_nats(network[name][:, None], p[:, None], bucket[:, None], n_buckets)[:, 0]
             else:
                 nats = mixture.nats(network[name], p, bucket, split=name)
-            losses[name] = Scored(nats, split.n_bytes).summary()
-        return losses
+            found[name] = replace(split, nll=nats)
+        return found
 
     def row(self, parent: Mapping[str, Any], scored: Mapping[str, Scored], regime: str) -> dict[str, Any]:
         """The row of "parent + counts"."""
@@ -121,7 +122,7 @@ class Counts:
             parent,
             f"{parent['arm']} + counts",
             regime,
-            self.mixed(scored),
+            losses_of(self.mixed(scored)),
             flops=flops,
             bytes=moved,
             seconds=seconds,

@@ -17,7 +17,7 @@ from experiments.controls import copying
 from experiments.data import Windows, training_order
 from experiments.derived import Counts, derive
 from experiments.errors import RunError
-from experiments.evaluation import Evaluation, Scored, evaluate, read_bill, without_memory
+from experiments.evaluation import Evaluation, Scored, evaluate, losses_of, read_bill, without_memory
 from experiments.frontier import budget_key
 from experiments.ledger import Ledger
 from experiments.neighborhood import Neighborhood
@@ -208,7 +208,7 @@ class _Execution:
         scored = {name: self._score(network, evaluation) for name, evaluation in evaluations.items()}
         row = self._row(step, network, neighbors, n_windows)
         row.update(self._read(network, evaluations["test"]))
-        row["losses"] = {name: split.summary() for name, split in scored.items()}
+        row["losses"] = losses_of(scored)
         row["probes"] = {"copying": self._copying(network)}
         rows = [row]
         if len(network.memory):
@@ -258,7 +258,7 @@ class _Execution:
         with without_memory(network):
             # How arms do on sources never trained on is asked of whole arms.
             asked = {name: split for name, split in evaluations.items() if name != "heldout"}
-            return {name: self._score(network, e, forget=True).summary() for name, e in asked.items()}
+            return losses_of({name: self._score(network, e, forget=True) for name, e in asked.items()})
 
     def _with_counts(
         self,

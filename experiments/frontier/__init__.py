@@ -1,14 +1,8 @@
-"""Rows in, answer out: the tuned dense frontier, multipliers with intervals on four axes, and a verdict."""
+"""Rows in, answer out: the tuned dense frontier, multipliers with intervals on six axes, and a verdict."""
 
-from experiments.frontier.cells import (
-    AXES,
-    CONTROL_TO_BEAT,
-    DENSE,
-    METRIC,
-    ResultsError,
-    budget_key,
-    tabulate,
-)
+from experiments.errors import ResultsError
+from experiments.frontier.cells import AXES, CONTROL_TO_BEAT, DENSE, FURTHER_AXES, METRIC, budget_key
+from experiments.frontier.rows import tabulate
 from experiments.frontier.summary import summarize
 from experiments.frontier.verdict import answer, verdict
 
@@ -16,6 +10,7 @@ __all__ = [
     "AXES",
     "CONTROL_TO_BEAT",
     "DENSE",
+    "FURTHER_AXES",
     "METRIC",
     "ResultsError",
     "answer",

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from experiments.frontier.corrections import ALPHA
+from experiments.frontier.multiplier import ROUNDING
+
 Entry = Mapping[str, Any]
 Decision = Literal["better", "worse", "undecided", "no interval", "no number"]
 
 # Loss a second copy must lie below the first, in nats per token, before a model is said to copy:
 # models that do not copy differ by a few hundredths, those that do by whole nats.
 COPIES = 0.5
-# Two equal amounts, each through a logarithm and back.
-ROUNDING = 1e-9
 
 
 def decide(cell: Mapping[str, Any], has_interval: bool) -> Decision:
@@ -40,10 +41,23 @@ def has_interval(entry: Mapping[str, Any]) -> bool:
 
 
 def training_decision(entry: Entry) -> Decision:
-    """The decision on training FLOPs that holds by both ways of counting."""
+    """The decision on training FLOPs that holds by both ways of counting and after correction."""
     every = decide(entry["train_flops"], has_interval(entry))
-    products = decide(entry["matmul_flops"], has_interval(entry))
-    return every if products in (every, "no number") else "undecided"
+    if every in ("better", "worse") and (conventions_differ(entry) or not survives_correction(entry)):
+        return "undecided"
+    return every
+
+
+def conventions_differ(entry: Entry) -> bool:
+    """Whether counting matrix products alone, where there are any, decides otherwise."""
+    every = decide(entry["train_flops"], has_interval(entry))
+    return decide(entry["matmul_flops"], has_interval(entry)) not in (every, "no number")
+
+
+def survives_correction(entry: Entry) -> bool:
+    """Whether a difference in training FLOPs is significant among all comparisons made; controls make none."""
+    p = entry["train_flops"].get("p_holm")
+    return p is None or p < ALPHA
 
 
 def reading_decision(entry: Entry) -> Decision:

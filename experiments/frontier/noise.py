@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from experiments.frontier.cells import Cell, Table
 
@@ -18,97 +19,185 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
+class Runs:
+    """One number a run, for runs that differ in nothing but the seed.
+
+    Args:
+        values: losses or differences of losses, in bits per byte.
+        influence: of each document on each value, ``[runs, documents]``, where the rows tell documents.
+    """
+
+    values: np.ndarray
+    influence: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """The number of runs."""
+        return len(self.values)
+
+    def __sub__(self, other: Runs) -> Runs:
+        """Differences, run by run."""
+        both = self.influence is not None and other.influence is not None
+        return Runs(self.values - other.values, self.influence - other.influence if both else None)
+
+
+@dataclass(frozen=True)
 class Noise:
-    """Standard deviation of one run and the degrees of freedom it was estimated with (0: unknown)."""
+    """Spread of one run from seed to seed.
+
+    Args:
+        sd: standard deviation.
+        df: degrees of freedom it was estimated with (0: unknown).
+        within: the part of the variance that comes document by document. The spread over documents of a mean holds
+            it already, so it is taken off where the two are added (Cameron, Gelbach and Miller 2011,
+            "Robust inference with multiway clustering").
+    """
 
     sd: float
-    df: int
+    df: float
+    within: float = 0.0
+
+    @property
+    def besides(self) -> float:
+        """Standard deviation of what moves all documents alike."""
+        return math.sqrt(max(0.0, self.sd**2 - self.within))
 
     def half_width(self, runs: float) -> float | None:
-        """Half of the 95 % t interval of a mean of ``runs`` runs; ``None`` when no spread is known."""
-        if self.df == 0:
+        """Half of the 95 % t interval of a mean of ``runs`` runs over seeds; ``None`` when no spread is known."""
+        return Error(self, runs).half_width()
+
+
+@dataclass(frozen=True)
+class Error:
+    """What a mean may be off by.
+
+    Args:
+        noise: from seed to seed.
+        runs: how many seeds the mean is over.
+        documents: variance over documents.
+        df: its degrees of freedom.
+    """
+
+    noise: Noise
+    runs: float
+    documents: float = 0.0
+    df: float = 1.0
+
+    @property
+    def seeds(self) -> float:
+        """Variance over seeds."""
+        return (self.noise.besides if self.documents else self.noise.sd) ** 2 / self.runs
+
+    def half_width(self) -> float | None:
+        """Half of the 95 % t interval (Satterthwaite's degrees of freedom); ``None`` when no spread is known."""
+        if self.noise.df == 0:
             return None
-        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.df)) * self.sd / math.sqrt(runs)
+        variance = self.seeds + self.documents
+        parts = self.seeds**2 / self.noise.df + self.documents**2 / self.df
+        df = variance**2 / parts if parts > 0 else self.noise.df
+        return float(special.stdtrit(df, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
 
 
-def pool(samples: Iterable[np.ndarray]) -> Noise:
+def pool(samples: Iterable[Runs]) -> Noise:
     """Pool the variance of several small samples, each around its own mean."""
     kept = [sample for sample in samples if len(sample) > 1]
     df = sum(len(sample) - 1 for sample in kept)
-    total = sum(float(((sample - sample.mean()) ** 2).sum()) for sample in kept)
-    return Noise(math.sqrt(total / df), df) if df else Noise(0.0, 0)
+    if not df:
+        return Noise(0.0, 0)
+    total = sum(_scatter(sample.values) for sample in kept)
+    told = [_scatter(sample.influence) for sample in kept if sample.influence is not None]
+    return Noise(math.sqrt(total / df), df, sum(told) / df if len(told) == len(kept) else 0.0)
 
 
-def noise_of(cell: Cell, table: Table) -> Noise:
-    """Spread of a cell's test loss.
+class Spreads:
+    """What the rows of a study tell about how far its losses may be off.
 
-    Trained arms pool with all trained cells of their budget, or of every budget where that gives fewer
-    than four degrees of freedom; an arm whose own seeds, over all budgets, give a wider interval keeps its own spread,
-    for arms differ in it. An arm derived from another run (memory switched off, counts mixed in) is
-    noisy in its own way and pools with itself over the budgets; with one seed it borrows the trained spread.
+    Args:
+        table: all rows.
     """
-    own = pool(other.losses("test") for other in table.cells if other.name == cell.name)
-    if cell.derived and own.df > 1:
-        return own
-    trained = [other for other in table.cells if not other.derived]
-    here = pool(other.losses("test") for other in trained if other.budget == cell.budget)
-    return _wider(here if here.df >= ENOUGH else pool(other.losses("test") for other in trained), own)
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._runs = {cell.key: self._measured(cell) for cell in table.cells}
+        self._noise: dict[tuple[str, float], Noise] = {}
+        self._trained = [cell for cell in table.cells if not cell.derived]
+        self._everywhere = pool(self.runs(cell) for cell in self._trained)
+
+    def runs(self, cell: Cell) -> Runs:
+        """Test losses of a cell."""
+        return self._runs[cell.key]
+
+    def noise(self, cell: Cell) -> Noise:
+        """Spread of a cell's test loss.
+
+        Trained arms pool with all trained cells of their budget, or of every budget where that gives fewer
+        than four degrees of freedom; an arm whose own seeds, over all budgets, give a wider interval keeps its own
+        spread, for arms differ in it. An arm derived from another run (memory switched off, counts mixed in) is
+        noisy in its own way and pools with itself over the budgets; with one seed it borrows the trained spread.
+        """
+        key = cell.name, cell.budget
+        if key not in self._noise:
+            own = pool(self.runs(other) for other in self.table.cells if other.name == cell.name)
+            here = pool(self.runs(other) for other in self._trained if other.budget == cell.budget)
+            common = here if here.df >= ENOUGH else self._everywhere
+            self._noise[key] = own if cell.derived and own.df > 1 else wider(common, own)
+        return self._noise[key]
+
+    def error(self, cell: Cell) -> Error:
+        """What the mean loss of a cell may be off by, over seeds and, where the rows tell them, documents."""
+        return self.error_of(self.runs(cell), self.noise(cell))
+
+    def error_of(self, runs: Runs, noise: Noise) -> Error:
+        """What the mean of some runs may be off by, given their spread from seed to seed."""
+        if runs.influence is None or self.table.text is None:
+            return Error(noise, len(runs))
+        return Error(
+            noise, len(runs), float((runs.influence.mean(axis=0) ** 2).sum()), self.table.text.df
+        )
+
+    @cached_property
+    def shared(self) -> float:
+        """Correlation of two trained arms' losses at one budget and seed: both saw the same data in one order.
+
+        The estimate is reduced by one standard error under independence (about one over the root of its degrees
+        of freedom) before it is used, since a correlation taken too high makes an interval too narrow.
+        """
+        products: list[float] = []
+        for one, other in combinations(self._trained, 2):
+            seeds = set(one.seeds) & set(other.seeds)
+            if one.budget == other.budget and len(seeds) > 1:
+                left, right = self._at(one, seeds).values, self._at(other, seeds).values
+                products.append(float((left - left.mean()) @ (right - right.mean())) / (len(seeds) - 1))
+        variance = self._everywhere.sd**2
+        if not products or variance == 0:
+            return 0.0
+        groups = [
+            max(len(cell.seeds) for cell in self.table.cells if cell.budget == budget) - 1
+            for budget in self.table.budgets
+        ]
+        estimate = float(np.mean(products)) / variance - 1 / math.sqrt(max(1, sum(groups)))
+        return min(max(estimate, 0.0), 0.9)
+
+    def differences(self, cell: Cell, other: Cell) -> Runs:
+        """Loss of ``other`` minus loss of ``cell``, over the seeds that both have."""
+        seeds = set(cell.seeds) & set(other.seeds)
+        return self._at(other, seeds) - self._at(cell, seeds)
+
+    def _at(self, cell: Cell, seeds: set[int]) -> Runs:
+        runs = self.runs(cell)
+        kept = [place for place, seed in enumerate(cell.seeds) if seed in seeds]
+        return Runs(runs.values[kept], None if runs.influence is None else runs.influence[kept])
+
+    def _measured(self, cell: Cell) -> Runs:
+        text = self.table.text
+        return Runs(cell.losses("test"), None if text is None else text.influence(cell.nats()))
 
 
-def _wider(common: Noise, own: Noise) -> Noise:
+def wider(common: Noise, own: Noise) -> Noise:
     """The one that gives the wider interval: calm arms must not lend their spread to a restless one."""
     if own.df < ENOUGH:
         return common
     return max(common, own, key=lambda noise: noise.half_width(1) or 0.0)
 
 
-def shared_part(table: Table) -> float:
-    """Correlation of two trained arms' losses at one budget and seed: both saw the same data in one order.
-
-    The estimate is reduced by one standard error under independence (about one over the root of its degrees
-    of freedom) before it is used, since a correlation taken too high makes an interval too narrow.
-    """
-    variance = pool(cell.losses("test") for cell in table.cells if not cell.derived)
-    products: list[float] = []
-    for one, other in combinations([cell for cell in table.cells if not cell.derived], 2):
-        seeds = set(one.seeds) & set(other.seeds)
-        if one.budget == other.budget and len(seeds) > 1:
-            left, right = at_seeds(one, seeds), at_seeds(other, seeds)
-            products.append(float(((left - left.mean()) * (right - right.mean())).sum()) / (len(seeds) - 1))
-    if not products or variance.sd == 0:
-        return 0.0
-    groups = [
-        max(len(cell.seeds) for cell in table.cells if cell.budget == budget) - 1 for budget in table.budgets
-    ]
-    estimate = float(np.mean(products)) / variance.sd**2 - 1 / math.sqrt(max(1, sum(groups)))
-    return min(max(estimate, 0.0), 0.9)
-
-
-def at_seeds(cell: Cell, seeds: Iterable[int]) -> np.ndarray:
-    """Test losses of a cell at the given seeds, in ascending order of seed."""
-    wanted = set(seeds)
-    return np.array(
-        [loss for seed, loss in zip(cell.seeds, cell.losses("test"), strict=True) if seed in wanted]
-    )
-
-
-def paired_gain(cell: Cell, control: Cell, pairs: Sequence[tuple[Cell, Cell]]) -> tuple[float, float | None]:
-    """Loss of a control minus loss of an arm, over the seeds both have, and half of its 95 % interval.
-
-    Args:
-        cell: the arm.
-        control: what it has to beat.
-        pairs: every (arm, control) pair of the study whose spread of differences is pooled; where the arm's own
-            give a wider interval, theirs is taken.
-    """
-    seeds = set(cell.seeds) & set(control.seeds)
-    if not seeds:
-        return control.loss("test") - cell.loss("test"), None
-    own = pool(_differences(arm, against) for arm, against in pairs if arm.name == cell.name)
-    noise = _wider(pool(_differences(arm, against) for arm, against in pairs), own)
-    return float(_differences(cell, control).mean()), noise.half_width(len(seeds))
-
-
-def _differences(cell: Cell, control: Cell) -> np.ndarray:
-    seeds = set(cell.seeds) & set(control.seeds)
-    return at_seeds(control, seeds) - at_seeds(cell, seeds)
+def _scatter(values: np.ndarray) -> float:
+    return float(((values - values.mean(axis=0)) ** 2).sum())
