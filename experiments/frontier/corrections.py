@@ -14,7 +14,7 @@ ALPHA = 1 - CONFIDENCE
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected so that all claims together are wrong in at most 5 of 100 studies (Holm 1979).
 
-    The smallest is multiplied by how many there are, the next by one less, and so on; none falls below the one before it.
+    The smallest is multiplied by how many there are, the next by one less, and so on; none falls below the one before.
     It asks nothing of how the comparisons depend on each other (here they share the frontier and the text).
 
     Args:

@@ -57,7 +57,9 @@ def fit_power_law(log_amounts: Floats, losses: Floats) -> tuple[Floats, Floats, 
     Returns:
         ``E``, ``log A`` and ``a``, each ``[draws]``.
     """
-    floors = losses.min(axis=1)[:, None] * FLOORS
+    lowest = losses.min(axis=1)[:, None]
+    # A draw may fall below 0 where a few documents are all the text; its floor is still below its losses.
+    floors = lowest - np.abs(lowest) * (1 - FLOORS)
     logs = np.log(losses[:, None, :] - floors[..., None])
     centred = log_amounts - log_amounts.mean(axis=1, keepdims=True)
     slope = np.einsum("dfp,dp->df", logs, centred) / (centred**2).sum(-1)[:, None]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from experiments.frontier.cells import AXES, CONTROL_TO_BEAT, DENSE, FURTHER_AXES, METRIC, Cell, Table
 from experiments.frontier.curve import Frontier
-from experiments.frontier.draws import Draws
+from experiments.frontier.draws import DRAWS, Draws
 from experiments.frontier.multiplier import Multiplier, multiplier
 from experiments.frontier.noise import Noise, Runs, Spreads, pool
 from experiments.frontier.pairs import Pairs
@@ -45,12 +45,13 @@ class Entries:
 
     Args:
         table: all rows.
+        draws: how many to take for an interval.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, draws: int = DRAWS) -> None:
         self.table = table
         self.spreads = Spreads(table)
-        self.draws = Draws(table, self.spreads)
+        self.draws = Draws(table, self.spreads, draws)
         self.pairs = Pairs(table, self.spreads)
         tuned = table.of(DENSE)
         columns = AXES | FURTHER_AXES | {MATMUL: MATMUL}

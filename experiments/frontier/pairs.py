@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from experiments.frontier.cells import CONTROL_TO_BEAT, DENSE, Cell, Table, budget_key
-from experiments.frontier.noise import Noise, Runs, Spreads, pool, wider
+from experiments.frontier.noise import Noise, Runs, Spreads, pool, restless
 
 Pair = tuple[Cell, Cell]
 
@@ -56,8 +56,8 @@ class Pairs:
         """The difference of two cells of one budget.
 
         How far differences move from seed to seed is pooled over all pairs of trained arms, or over all pairs of a
-        trained arm with what is derived in one way; where the two arms' own seeds, over all budgets, give a
-        wider interval, theirs is taken. Two derived arms have only their own.
+        trained arm with what is derived in one way; where the two arms' own seeds, over all budgets, spread more than
+        chance allows, their spread is taken. Two derived arms have only their own.
         """
         runs = self.spreads.differences(cell, other)
         if not len(runs):
@@ -67,7 +67,7 @@ class Pairs:
             noise = own
         else:
             derived = next((each.name for each in (cell, other) if each.derived), None)
-            noise = wider(self._common(derived), own)
+            noise = restless(self._common(derived), own)
         error = self.spreads.error_of(runs, noise)
         return Difference(float(runs.values.mean()), error.half_width())
 
@@ -139,5 +139,3 @@ def _compared(cell: Cell, regime: str) -> bool:
     if cell.regime != regime:
         return False
     return not (cell.control and cell.derived) or cell.arm == CONTROL_TO_BEAT
-
-

@@ -9,6 +9,7 @@ from experiments.frontier.cells import AXES, DENSE, FURTHER_AXES, METRIC, Cell, 
 from experiments.frontier.corrections import correct
 from experiments.frontier.curve import Fit
 from experiments.frontier.decisions import training_decision
+from experiments.frontier.draws import DRAWS
 from experiments.frontier.entries import Entries, amounts, dense_cells
 from experiments.frontier.gaps import missing
 from experiments.frontier.noise import CONFIDENCE
@@ -16,7 +17,7 @@ from experiments.frontier.planning import needed
 from experiments.frontier.rows import tabulate
 
 
-def summarize(rows: Iterable[Row], *, allow_mixed: bool = False) -> dict[str, Any]:
+def summarize(rows: Iterable[Row], *, allow_mixed: bool = False, draws: int = DRAWS) -> dict[str, Any]:
     """Build the summary of a study.
 
     Six axes are compared. On all of them the frontier has one point a budget: the dense width with the
@@ -32,6 +33,7 @@ def summarize(rows: Iterable[Row], *, allow_mixed: bool = False) -> dict[str, An
     Args:
         rows: one mapping a run.
         allow_mixed: accept rows of several code revisions.
+        draws: how many an interval is taken from.
 
     Returns:
         JSON-safe values; a missing number is ``None``, never NaN.
@@ -56,7 +58,7 @@ def summarize(rows: Iterable[Row], *, allow_mixed: bool = False) -> dict[str, An
         ResultsError: when the rows cannot be compared.
     """
     table = tabulate(rows, allow_mixed=allow_mixed)
-    entries = Entries(table)
+    entries = Entries(table, draws)
     arms = {
         name: {budget_key(cell.budget): entries.of(cell) for cell in table.of(name)} for name in table.names
     }
