@@ -38,8 +38,9 @@ class Runs:
 
     def __sub__(self, other: Runs) -> Runs:
         """Differences, run by run."""
-        both = self.influence is not None and other.influence is not None
-        return Runs(self.values - other.values, self.influence - other.influence if both else None)
+        if self.influence is None or other.influence is None:
+            return Runs(self.values - other.values)
+        return Runs(self.values - other.values, self.influence - other.influence)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from experiments.frontier.cells import CONTROL_TO_BEAT, DENSE, budget_key
 from experiments.frontier.decisions import (
     beats_counts,
+    conventions_differ,
     copies,
     decide,
     decision_on,
@@ -15,7 +16,18 @@ from experiments.frontier.decisions import (
     reading_decision,
     training_decision,
 )
-from experiments.frontier.wording import AXIS_NAMES, interval_text, listed, multiplier_text, seeds_text
+from experiments.frontier.wording import (
+    AXIS_NAMES,
+    FURTHER_AXIS_NAMES,
+    corrections_text,
+    fit_text,
+    interval_text,
+    intervals_text,
+    listed,
+    multiplier_text,
+    needed_text,
+    seeds_text,
+)
 
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -65,9 +77,10 @@ def verdict(summary: Summary) -> str:
     """Every arm at every budget in sentences, one paragraph a line.
 
     "Better" and "worse" are said only where the 95 % interval lies on one side of 1; for training FLOPs by
-    both conventions (every operation; matrix products alone), for inference FLOPs against both frontiers.
+    both conventions (every operation; matrix products alone) and after correction for the number of comparisons, for
+    inference FLOPs against both frontiers.
     """
-    lines = [answer(summary), *_gaps(summary)]
+    lines = [answer(summary), *_gaps(summary), *_method(summary)]
     for regime in ("same tokens", "whole corpus"):
         paragraphs = [
             _paragraph(name, budget, entry)
@@ -98,19 +111,30 @@ def _paragraph(name: str, budget: str, entry: Entry) -> str:
     )
     parts = [
         f"{words} {multiplier_text(entry[axis])}, {_said(decision_on(entry, axis))}"
-        for axis, words in AXIS_NAMES.items()
+        for axis, words in (AXIS_NAMES | FURTHER_AXIS_NAMES).items()
     ]
     text += f"Against tuned dense, {'; '.join(parts)}. "
     if decide(entry["train_flops"], has_interval(entry)) != training_decision(entry):
-        products = multiplier_text(entry["matmul_flops"])
-        text += (
-            f"Counting matrix products alone the training figure is {products}: "
-            "the two conventions disagree, so nothing is claimed. "
-        )
+        text += _withheld(entry)
+    if entry["seeds_needed"] is not None:
+        text += f"{needed_text(entry['seeds_needed'])} "
     if decide(entry["read_flops"], has_interval(entry)) != reading_decision(entry):
         strict = multiplier_text(entry["read_flops"]["any_budget"])
         text += f"Against dense trained for any budget of the table the inference figure is {strict}. "
     return (text + _counts(name, entry)).strip()
+
+
+def _withheld(entry: Entry) -> str:
+    """Why an interval on one side of 1 is not a claim."""
+    if conventions_differ(entry):
+        return (
+            f"Counting matrix products alone the training figure is {multiplier_text(entry['matmul_flops'])}: "
+            "the two conventions disagree, so nothing is claimed. "
+        )
+    return (
+        f"The training figure differs from 1 by itself, but not among all comparisons made (corrected p "
+        f"{entry['train_flops']['p_holm']:.2g}), so nothing is claimed. "
+    )
 
 
 def _counts(name: str, entry: Entry) -> str:
@@ -140,6 +164,18 @@ def _said(decision: str) -> str:
         "no interval": "no claim from one seed",
         "no number": "not comparable",
     }[decision]
+
+
+def _method(summary: Summary) -> list[str]:
+    """What the intervals are over, how many comparisons were corrected for, how the frontier was read."""
+    if not any(has_interval(entry) for budgets in summary["arms"].values() for entry in budgets.values()):
+        return [fit_text(summary["frontier_fit"])]
+    sentences = (
+        intervals_text(summary["intervals"]),
+        corrections_text(summary["corrections"]),
+        fit_text(summary["frontier_fit"]),
+    )
+    return [" ".join(sentence for sentence in sentences if sentence)]
 
 
 def _gaps(summary: Summary) -> list[str]:

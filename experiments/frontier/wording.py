@@ -11,6 +11,12 @@ AXIS_NAMES = {
     "seconds": "training seconds",
     "bytes": "training bytes",
 }
+FURTHER_AXIS_NAMES = {
+    "read_bytes": "inference bytes",
+    "params": "parameters",
+}
+# A number of seeds above this is not a plan.
+MANY_SEEDS = 1000
 
 
 def multiplier_text(cell: Mapping[str, Any]) -> str:
@@ -47,6 +53,57 @@ def listed(words: Sequence[str]) -> str:
 def seeds_text(seeds: Sequence[int]) -> str:
     """``1 seed`` or ``3 seeds``."""
     return f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"
+
+
+def needed_text(needed: Mapping[str, Any]) -> str:
+    """What it would take to show a difference of the size seen, in a sentence."""
+    power = f"(power {needed['power']:g}, after correction)"
+    seeds = f"{needed['seeds']} seeds"
+    if needed["seeds"] > MANY_SEEDS:
+        return (
+            f"To show a difference as small as the one seen would take more than {MANY_SEEDS} seeds {power}."
+        )
+    if needed["text"] == 1:
+        return f"To show a difference of the size seen would take about {seeds} {power}."
+    return (
+        "No number of seeds would show a difference of the size seen, for documents differ too much: it would take "
+        f"about {needed['text']:.1f} times the test text and {seeds} {power}."
+    )
+
+
+def intervals_text(intervals: Mapping[str, Any]) -> str:
+    """What the intervals of a summary are over, in a sentence."""
+    if "documents" not in intervals["over"]:
+        return "Intervals are over seeds only, not over documents: the rows do not tell the losses of single documents."
+    return (
+        f"Intervals are over seeds and over the {intervals['documents']} test documents, which tell as much as "
+        f"{intervals['effective_documents']:.0f} of equal size."
+    )
+
+
+def corrections_text(corrections: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many comparisons were corrected for, in a sentence; empty where there was none."""
+    counted = [
+        f"{told['comparisons']} on the {regime}"
+        for regime, told in corrections.items()
+        if told["comparisons"]
+    ]
+    if not counted:
+        return ""
+    return (
+        "“Better” and “worse” per training FLOP are said after correction for the number of comparisons, every arm at "
+        f"every budget: {listed(counted)} (Holm)."
+    )
+
+
+def fit_text(fit: Mapping[str, Any]) -> str:
+    """How the dense frontier is read between its points, in a sentence."""
+    if fit["method"] == "power law":
+        return (
+            f"Between its {fit['points']} budgets the dense frontier is read as a power law (floor "
+            f"{fit['floor']:.2f} bits per byte, exponent {fit['exponent']:.2f}): {fit['why']}."
+        )
+    return f"Between its budgets the dense frontier is interpolated, not fitted: {fit['why']}."
 
 
 def _end(value: float | None) -> str:

@@ -40,8 +40,12 @@ def rows(
     dense_budgets: tuple[float, ...] = (1e12, 3e12, 1e13),
     arms: Mapping[tuple[str, str], Mapping[str, Any]] = ARMS,
     rng: int = 0,
+    documents: int = 0,
 ) -> list[dict[str, Any]]:
-    """One row a run; an arm of worth w at budget C has the loss of the dense frontier at w times C."""
+    """One row a run; an arm of worth w at budget C has the loss of the dense frontier at w times C.
+
+    With documents, rows tell the losses of so many: some are harder for everyone, arms differ a little on each.
+    """
     draw = np.random.default_rng(rng)
     order = {(budget, seed): draw.standard_normal() for budget in dense_budgets for seed in range(seeds)}
 
@@ -72,7 +76,23 @@ def rows(
                 row = _row(arm, regime, control, seed, 64, budget, loss, 2e4 * 64 * 3 * spec["read"])
                 row["parent"] = parent
                 out.append(row)
+    if documents:
+        _tell_documents(out, documents, np.random.default_rng([rng, documents]))
     return out
+
+
+def _tell_documents(rows: list[dict[str, Any]], count: int, draw: np.random.Generator) -> None:
+    sizes = np.round(4000 * np.exp(draw.standard_normal(count)))
+    hard = 0.4 * draw.standard_normal(count)
+    tastes: dict[tuple[str, str], np.ndarray] = {}
+    for row in rows:
+        name = row["arm"], row["regime"]
+        taste = tastes.setdefault(name, 0.05 * draw.standard_normal(count))
+        off = hard + taste + 0.02 * draw.standard_normal(count)
+        # The documents make up the loss that the row has already.
+        rates = row["losses"]["test"]["bits_per_byte"] + off - (off * sizes).sum() / sizes.sum()
+        nats = (rates * sizes * math.log(2)).round(4)
+        row["losses"]["test"]["documents"] = {"nats": nats.tolist(), "bytes": sizes.tolist()}
 
 
 def _row(
