@@ -44,10 +44,10 @@ def test_documents_that_evaluation_does_not_reach_are_zero() -> None:
 
 def test_every_row_of_a_run_tells_the_same_documents(tmp_path: Path) -> None:
     folder = Path(__file__).parent
-    corpus = TextCorpus(folder, vocab_size=257, cache=tmp_path / "corpora", pattern="*.py")
+    corpus = TextCorpus(folder, vocab_size=257, cache=tmp_path / "corpora", pattern="test_*.py")
     workspace = Workspace(corpus, tmp_path / "out", tmp_path / "cache")
-    rows = execute(Run("test", "knn", SAME_TOKENS, 0, 16, 2e8, SETTINGS), workspace)
-    assert [row["arm"] for row in rows] == ["knn", "knn, memory off", "knn + counts"]
+    rows = execute(Run("test", "ngram", SAME_TOKENS, 0, 16, 2e9, SETTINGS), workspace)
+    assert [row["arm"] for row in rows] == ["ngram", "ngram, memory off", "ngram + counts"]
     told = [row["losses"]["test"]["documents"] for row in rows]
     assert all(each["bytes"] == told[0]["bytes"] for each in told)
     for row, each in zip(rows, told, strict=True):
