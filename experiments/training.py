@@ -223,7 +223,7 @@ def conclude(logger: WandbLogger, row: Mapping[str, Any]) -> None:
     found |= {"bill": {by: row[by] for by in ("by_module", "by_operator")}}
     found |= {f"params/{kind}": count for kind, count in row["params"].items()}
     for split, losses in row["losses"].items():
-        found |= {f"{split}/{metric}": value for metric, value in losses.items()}
+        found |= {f"{split}/{metric}": losses[metric] for metric in ("nats_per_token", "bits_per_byte")}
     found |= {f"copying/{copy}": nats for copy, nats in row["probes"].get("copying", {}).items()}
     logger.experiment.summary.update(found)
     logger.experiment.finish()

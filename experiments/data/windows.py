@@ -24,6 +24,9 @@ class Windows:
         split: the stream of tokens.
         length: positions in a window.
 
+    Attributes:
+        first_document: place in the split of the document each window begins in, ``[windows]``.
+
     Raises:
         CorpusError: the split is shorter than one window and its last target.
     """
@@ -44,7 +47,7 @@ class Windows:
             : self.count
         ]
         starts = np.arange(self.count, dtype=np.int64) * length
-        self._first_document = np.searchsorted(split.offsets, starts, side="right") - 1
+        self.first_document = np.searchsorted(split.offsets, starts, side="right") - 1
 
     def __len__(self) -> int:
         """The number of windows."""
@@ -67,7 +70,7 @@ class Windows:
         # The first column says which document the window begins in; each later marker begins the next one.
         begins = tokens == 0
         begins[:, 0] = False
-        documents = begins.cumsum(1).add_(torch.from_numpy(self._first_document[chosen])[:, None])
+        documents = begins.cumsum(1).add_(torch.from_numpy(self.first_document[chosen])[:, None])
         starts = torch.from_numpy(chosen * self.length)
         return {
             "tokens": tokens,
@@ -95,7 +98,7 @@ class Windows:
         keep = np.ones_like(cuts)
         keep[:, -1] = ~markers[:, -1]
         markers[:, 0] = False
-        labels = self._first_document[chosen][:, None] + np.cumsum(markers, axis=1)
+        labels = self.first_document[chosen][:, None] + np.cumsum(markers, axis=1)
         begins = np.flatnonzero(cuts[keep])
         tokens = rows[keep]
         return Passages(
@@ -132,16 +135,27 @@ def training_order(n_windows: int, seed: int, epoch: int = 0) -> Int[np.ndarray,
 
 
 def evaluation_rows(split: Split, length: int, n_tokens: int | None = None) -> Int[np.ndarray, " n"]:
-    """Windows to evaluate on: spread evenly over a split, the same for everyone.
+    """Windows to evaluate on, the same for everyone: of every document one, then of every document another one.
+
+    Losses differ more between documents than between seeds, and a few documents hold most of a split: evenly
+    spread over its text, 256 windows of the default corpus tell as much as 36 documents of equal size; spread over its
+    documents, as much as 115. Which windows of a document come first is decided by a hash of their number, so
+    fewer tokens are a part of more. A window counts for the document that it begins in.
 
     Args:
         split: the split.
         length: positions in a window.
         n_tokens: about how many tokens to evaluate (rounded up to whole windows); ``None`` for all.
     """
-    count = len(Windows(split, length))
+    documents = Windows(split, length).first_document
+    count = len(documents)
     wanted = count if n_tokens is None else min(count, max(1, -(-n_tokens // length)))
-    return np.arange(wanted, dtype=np.int64) * count // wanted
+    hashed = mix64(np.arange(count, dtype=np.uint64))
+    by_document = np.lexsort((hashed, documents))
+    _, begins, sizes = np.unique(documents, return_index=True, return_counts=True)
+    turn = np.empty(count, dtype=np.int64)
+    turn[by_document] = np.arange(count) - np.repeat(begins, sizes)
+    return np.sort(np.lexsort((hashed, turn))[:wanted])
 
 
 def mix64(value: Any) -> Any:

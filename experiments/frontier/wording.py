@@ -45,6 +45,11 @@ def interval_text(value: Mapping[str, Any], digits: int = 3, sign: str = "") -> 
     return f"{value['mean']:{number}} [{value['low']:{number}}, {value['high']:{number}}]"
 
 
+def loss_text(value: Mapping[str, Any]) -> str:
+    """A loss with its interval over seeds: other documents would move all arms together."""
+    return interval_text({"mean": value["mean"], **value["over_seeds"]})
+
+
 def listed(words: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

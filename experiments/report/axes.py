@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.frontier.wording import AXIS_NAMES
+from experiments.frontier.wording import AXIS_NAMES, FURTHER_AXIS_NAMES
 from experiments.report.units import amount, seconds
 
 # Equal FLOPs, equal time, equal bytes: what training is judged by stands side by side.
@@ -15,6 +15,7 @@ AMOUNT_NAMES = {
     "read_flops": "FLOPs per token, inference",
     "seconds": "seconds",
     "bytes": "bytes",
+    "read_bytes": "bytes per token, inference",
 }
 
 
@@ -37,4 +38,4 @@ def amount_text(axis: str, value: float | None) -> str:
 
 
 def _name(axis: str) -> str:
-    return AXIS_NAMES.get(axis) or axis.replace("_", " ")
+    return (AXIS_NAMES | FURTHER_AXIS_NAMES).get(axis) or axis.replace("_", " ")

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.frontier import DENSE
 from experiments.frontier.decisions import Decision, decide, decision_on, has_interval
-from experiments.frontier.wording import interval_text, multiplier_text
+from experiments.frontier.wording import interval_text, loss_text, multiplier_text
 from experiments.report.axes import FIRST, axis_names
 from experiments.report.breakeven import tokens_text
 from experiments.report.units import amount
@@ -145,7 +145,7 @@ def _regime(summary: Summary, regime: str, title: str) -> Table | None:
     if not entries:
         return None
     stated: list[tuple[str, Callable[[Entry], Cell]]] = [
-        ("bits per byte", lambda entry: Cell(interval_text(entry["bits_per_byte"]))),
+        ("bits per byte", lambda entry: Cell(loss_text(entry["bits_per_byte"]))),
         *([] if regime == "none" else [("gain over counts", lambda entry: Cell(_gain(entry) or "-"))]),
         ("width", lambda entry: Cell(str(entry["width"]))),
         ("seeds", lambda entry: Cell(str(len(entry["seeds"])))),
@@ -221,7 +221,7 @@ def _gain(entry: Entry) -> str:
 
 
 _BY_BUDGET: dict[str, Callable[[Entry], str]] = {
-    "Bits per byte on test text, by training FLOPs": lambda entry: interval_text(entry["bits_per_byte"]),
+    "Bits per byte on test text, by training FLOPs": lambda entry: loss_text(entry["bits_per_byte"]),
     "Compute multiplier: how many times the arm's training FLOPs tuned dense needs for its loss": (
         lambda entry: "" if entry["arm"] == DENSE else multiplier_text(entry["train_flops"])
     ),

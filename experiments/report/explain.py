@@ -72,17 +72,24 @@ COUNTING = (
         "about inference has to hold both ways. FLOPs per token at inference include the search."
     ),
     (
-        "Intervals are 95 %, over seeds, by parametric bootstrap with the spread pooled over the arms "
-        "of a budget, since two to five seeds are too few to resample; where an arm's own seeds over all "
-        "budgets give a wider interval, its own spread is taken. They speak of seeds: not of other corpora, "
-        "other sizes, or of rates that were not tried. Seconds are those of the machine that ran the "
-        "study, with whatever else it was doing."
+        "Intervals are 95 %. Those of multipliers and differences are over seeds and, where the runs tell the loss "
+        "of each test document, over documents, drawn jointly for all runs: each seed's spread is pooled over the "
+        "arms of a budget, since two to five seeds are too few to resample (an arm that spreads more than chance "
+        "allows keeps its own), and all arms share the documents. Intervals of a loss itself are over seeds alone: "
+        "other documents would move all arms together. They say nothing of other corpora, other sizes, or of rates "
+        "that were not tried. Seconds are those of the machine that ran the study, with whatever else it was doing."
     ),
     (
         "In the regime “same tokens” a store holds only what the network trained on, and most of it. In “whole "
         "corpus” it holds all training text, and so do its controls; what is gained there is access "
         "to data, not architecture, and the two regimes never share a row."
     ),
+)
+
+PAIRS = (
+    "Runs of one seed saw the same data in the same order, and all runs are scored on the same documents, so "
+    "differences are known better than losses. Not corrected for their number: of twenty equal pairs one is expected "
+    "to look different."
 )
 
 GENERALISATION = (

@@ -29,6 +29,8 @@ COLUMNS: tuple[str, ...] = (
     "high",
     "bound",
     "beyond",
+    "p",
+    "p_corrected",
     "decision",
     "bits_per_byte",
     "bits_per_byte_low",
@@ -44,7 +46,7 @@ def long_csv(summary: Mapping[str, Any]) -> str:
 
     Training FLOPs have a line for each convention, inference FLOPs one against tuned dense and one against dense
     trained for any budget; ``bound`` and ``beyond`` are those of
-    :class:`~experiments.frontier.multiplier.Multiplier`.
+    :class:`~experiments.frontier.multiplier.Multiplier`. ``p_corrected`` is told for claims on training FLOPs.
 
     Args:
         summary: as :func:`experiments.frontier.summarize` builds it.
@@ -97,9 +99,8 @@ def _of_axes(summary: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[d
 
 
 def _compared(cell: Mapping[str, Any], decision: str) -> dict[str, Any]:
-    return {key: cell[key] for key in ("multiplier", "low", "high", "bound", "beyond")} | {
-        "decision": decision
-    }
+    found = {key: cell[key] for key in ("multiplier", "low", "high", "bound", "beyond", "p")}
+    return found | {"p_corrected": cell.get("p_holm"), "decision": decision}
 
 
 def _interval(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.report import bill, cost, sections
+from experiments.report import bill, certainty, cost, sections
 from experiments.report.findings import Findings
 from experiments.report.markup import Markup, join, tag
 from experiments.report.style import CSS
@@ -27,6 +27,7 @@ def page(findings: Findings) -> str:
         cost.trade_offs(summary),
         cost.conventions(summary),
         cost.serving(summary),
+        certainty.certainty(summary),
         sections.controls(summary),
         sections.generalisation(summary),
         sections.copying(summary),

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.frontier import CONTROL_TO_BEAT, DENSE, budget_key
 from experiments.frontier.decisions import copies, decision_on
-from experiments.frontier.wording import interval_text, multiplier_text, seeds_text
+from experiments.frontier.wording import interval_text, loss_text, multiplier_text, seeds_text
 from experiments.report.axes import amount_name, amount_text, axis_names
 from experiments.report.explain import CONTROLS, COPYING, GENERALISATION
 from experiments.report.figure import DARK, draw, to_bytes
@@ -73,7 +73,7 @@ def arms(summary: Summary) -> Markup:
             [
                 arm_label(name, entry, under_heading=True),
                 budget,
-                number(interval_text(entry["bits_per_byte"])),
+                number(loss_text(entry["bits_per_byte"])),
                 number(interval_text(gain, sign="+")) if (gain := entry["gain_over_counts"]) else "-",
                 entry["width"],
                 len(entry["seeds"]),
@@ -150,7 +150,7 @@ def controls(summary: Summary) -> Markup:
         [
             arm_label(name, entry),
             budget,
-            interval_text(entry["bits_per_byte"]),
+            loss_text(entry["bits_per_byte"]),
             multiplier_text(entry["train_flops"]),
         ]
         for name, budget, entry in entries(summary, ("none", *TITLES))
@@ -245,7 +245,7 @@ def dense(summary: Summary) -> Markup:
             budget_key(point["budget"]),
             f"{point['width']} (chosen)" if point["tuned"] else point["width"],
             f"{point['valid']:.3f}",
-            interval_text(point["bits_per_byte"]),
+            loss_text(point["bits_per_byte"]),
             len(point["seeds"]),
             *(amount_text(axis, point["amounts"].get(axis)) for axis in axis_names(summary)),
         ]

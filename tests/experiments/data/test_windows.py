@@ -116,16 +116,23 @@ def test_training_order_is_the_same_for_ever() -> None:
     assert training_order(10, 0).tolist() == [0, 9, 1, 6, 3, 5, 4, 2, 8, 7]
 
 
-def test_evaluation_rows_are_spread_evenly() -> None:
+def test_evaluation_takes_turns_among_documents() -> None:
     split = toy_split(2, n=60)
-    count = len(Windows(split, 8))
+    windows = Windows(split, 8)
+    count = len(windows)
     np.testing.assert_array_equal(evaluation_rows(split, 8), np.arange(count))
     np.testing.assert_array_equal(evaluation_rows(split, 8, 10**9), np.arange(count))
-    rows = evaluation_rows(split, 8, 8 * 20)
-    assert len(rows) == len(set(rows.tolist())) == 20
-    assert rows[0] == 0
-    assert np.ptp(np.diff(rows)) <= 1
-    assert len(evaluation_rows(split, 8, 1)) == 1
+    has = np.bincount(windows.first_document)
+    for wanted in (1, 20, 70, count - 1):
+        rows = evaluation_rows(split, 8, 8 * wanted)
+        assert len(set(rows.tolist())) == len(rows) == wanted
+        assert (np.diff(rows) > 0).all()
+        takes = np.bincount(windows.first_document[rows], minlength=len(has))
+        # Nobody gets another turn while somebody who has more waits for it.
+        assert takes.max() - takes[has > takes].min(initial=takes.max()) <= 1
+        assert set(rows) <= set(evaluation_rows(split, 8, 8 * (wanted + 5)))
+        if wanted == 70:
+            assert takes.max() > 1
 
 
 def test_clear_errors() -> None:

@@ -119,7 +119,7 @@ def test_a_dearer_axis_that_the_interval_does_not_show_is_said_to_be_so():
 def test_a_small_difference_that_the_interval_does_not_show_is_not_worth_a_sentence():
     summary = slower(5.0)
     summary["arms"]["ngram"]["1e12"]["bytes"] |= {"multiplier": 0.97, "low": 0.9, "high": 1.05}
-    assert not any("bytes" in sentence for sentence in trade_offs(summary))
+    assert not any("training bytes" in sentence for sentence in trade_offs(summary))
     summary["arms"]["ngram"]["1e12"]["bytes"] |= {"high": 0.99}
     assert any("1.03 times the training bytes" in sentence for sentence in trade_offs(summary))
 
