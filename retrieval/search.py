@@ -8,6 +8,7 @@ has cost: a number known only afterwards, because it depends on how many stored 
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -34,6 +35,9 @@ class Searchable(Protocol):
 _enrolled: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 _last_work: dict[int, dict[str, int]] = {}
+# Of every search: FLOPs, and bytes read, written and random.
+_all_work = [0, 0, 0, 0]
+_adding = threading.Lock()
 
 
 def enroll(searchable: Searchable) -> int:
@@ -61,6 +65,9 @@ def _search(inputs: Sequence[Tensor], store: int, k: int) -> tuple[Tensor, Tenso
         raise RuntimeError(f"store {store} of this search no longer exists; keep a reference to it")
     found = searchable.neighbors([x.cpu() for x in inputs], k)
     _last_work[store] = found.work
+    with _adding:
+        for place, amount in enumerate((found.flops, *_access(found.work))):
+            _all_work[place] += amount
     device = inputs[0].device
     return found.scores.to(device), found.ids.to(device), found.mask.to(device)
 
@@ -94,10 +101,18 @@ def _price(
 
 
 def _bytes(inputs: Sequence[Tensor], store: int, k: int, *_: object, **__: object) -> tuple[int, int, int]:
+    return _access(_last_work[store])
+
+
+def _access(work: dict[str, int]) -> tuple[int, int, int]:
     """Bytes read, bytes written, and the part of both that is at addresses which the data decides."""
-    work = _last_work[store]
     return work["bytes"] - work["bytes_written"], work["bytes_written"], work["bytes_random"]
 
 
-# What torch's counter has no place for; our ledger asks for it.
+def _so_far() -> tuple[int, int, int, int]:
+    return _all_work[0], _all_work[1], _all_work[2], _all_work[3]
+
+
+# What torch's counter has no place for; our ledger asks for them.
 _price.bytes_formula = _bytes  # type: ignore[attr-defined]
+_price.so_far = _so_far  # type: ignore[attr-defined]

@@ -2,80 +2,130 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning
-from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from experiments.ledger.bill import Bill
-from experiments.ledger.ledger import Ledger
+from experiments.ledger.evaluation import EvaluationLedger
+from experiments.ledger.machine import Machine
+from experiments.ledger.meters import Metered
+from experiments.ledger.price import Price
+from experiments.ledger.prices import Operator
+from experiments.ledger.steps import PATIENCE, ModelSignature, Steps, batch_signature
 
 
-class LedgerCallback(lightning.Callback):
-    """Bills every training step, at the price of watching one step of each batch shape.
+class LedgerCallback(EvaluationLedger):
+    """Bills every training step of any LightningModule, at the price of watching one step of each kind.
 
-    A step is of a new kind when a tensor of its batch has another shape or type, when the optimizer does or does not
-    run after it (gradient accumulation), and once after the very first step, whose optimizer sets up its state.
-    Logs ``train_flops`` and ``train_bytes``, summed since the first step; survives checkpoints.
+    A step is of another kind when
 
-    Work that depends on the data (a search) is billed as in the step that was watched; bill the difference, if you
-    know it, with :meth:`add`.
+    * a tensor of its batch has another shape or type;
+    * another parameter or buffer exists, has another size or is frozen (looked at once an epoch);
+    * ``work_signature()`` of a module inside the model returns something else: give that method to a module whose work
+      depends on anything else, such as an index that grows;
+    * other optimizers step, are at another point of accumulating gradients, or hold state of more parameters.
+
+    Work that depends on the data of a step is billed every step if its operator has a meter (searches do; see
+    :class:`~experiments.ledger.meters.Meters`), also if it was done between the steps. Whatever else depends on the
+    data, such as pairs that a mask lets through, is billed as in the step watched; ``every_step=True`` is exact.
+
+    Watched steps run uncompiled. Each process of a distributed run bills its own work. Logs ``train_flops`` and
+    ``train_bytes``, summed since the first step; survives checkpoints.
 
     Args:
-        log: Whether to log the two metrics, at the trainer's logging interval.
+        log: Whether to log the two metrics, when the trainer logs.
+        evaluation: Whether to bill validation, testing and prediction, as phases "validate", "test" and "predict".
+            They are no part of ``train_flops``.
+        every_step: Whether to watch every step; several times slower.
+        prices: As :class:`~experiments.ledger.Ledger` takes them.
     """
 
-    def __init__(self, log: bool = True) -> None:
-        super().__init__()
-        self.log = log
-        self._kinds: dict[str, Bill] = {}
-        self._steps: dict[str, int] = {}
-        self._extra = Bill()
-        self._open: tuple[str, Ledger] | None = None
+    def __init__(
+        self,
+        log: bool = True,
+        *,
+        evaluation: bool = False,
+        every_step: bool = False,
+        prices: Mapping[Operator, Price] | None = None,
+    ) -> None:
+        super().__init__(evaluation, prices)
+        self.log, self.every_step = log, every_step
+        self.machine = Machine()
+        self._train, self._metered, self._extra = Steps(), Metered(), Bill()
+        self._extra_flops = self._extra_bytes = 0
+        self._model: ModelSignature | None = None
+        self._numbers: dict[int, int] = {}
+        self._stepped: list[int] = []
+        self._seen: set[int] = set()
+        self._hook: Any = None
 
     def add(self, kind: str, flops: int = 0, **moved: int) -> None:
         """Bill work done outside the training step to the phase ``kind``; arguments as :meth:`Bill.add`."""
         self._extra.add(kind, flops, **moved)
+        self._extra_flops, self._extra_bytes = self._extra.flops, self._extra.bytes
 
     def total(self) -> Bill:
         """Everything so far, as one bill: by phase, operator and module."""
-        total = Bill()
-        for kind, bill in self._kinds.items():
-            total.include(bill, self._steps[kind])
-        total.include(self._extra)
+        total = self._train.total()
+        for bill in (self._metered.bill, self._extra, self.evaluated()):
+            total.include(bill)
         return total
 
     def bill(self) -> dict[str, dict[str, int]]:
         """FLOPs, matmul FLOPs and bytes of each phase, over all steps so far."""
         return {phase: cost.to_dict() for phase, cost in self.total().costs("phase").items()}
 
+    def summary(self) -> dict[str, Any]:
+        """What a results file should keep: totals, phases, steps, seconds and joules."""
+        return {
+            "train_flops": self.train_flops,
+            "train_bytes": self.train_bytes,
+            "steps": self.steps,
+            "watched_steps": self._train.watched,
+            "estimated_steps": self._train.estimated,
+            **self.machine.to_dict(),
+            "phases": self.bill(),
+        }
+
     @property
     def train_flops(self) -> int:
-        """FLOPs of all phases so far."""
-        return sum(bill.flops * self._steps[kind] for kind, bill in self._kinds.items()) + self._extra.flops
+        """FLOPs so far, evaluation apart."""
+        return self._train.flops + self._metered.flops + self._extra_flops
 
     @property
     def train_bytes(self) -> int:
-        """Bytes of all phases so far."""
-        return sum(bill.bytes * self._steps[kind] for kind, bill in self._kinds.items()) + self._extra.bytes
+        """Bytes so far, evaluation apart."""
+        return self._train.bytes + self._metered.bytes + self._extra_bytes
 
     @property
     def steps(self) -> int:
-        """Batches billed so far."""
-        return sum(self._steps.values())
+        """Batches trained on and billed so far."""
+        return self._train.count
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin to count optimizer steps, seconds and joules."""
+        self._numbers = {id(optimizer): number for number, optimizer in enumerate(trainer.optimizers)}
+        self._hook = register_optimizer_step_post_hook(self._after_step)
+        self._meters.take()
+        self.machine.__enter__()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Look at the model again before the next step: between epochs it is grown, frozen, thawed."""
+        self._model = None
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Open a ledger if this kind of step was never watched."""
-        last = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        kind = (
-            f"{'later' if self.steps else 'first'}, {'step' if last else 'accumulate'}, {_signature(batch)}"
-        )
-        if kind in self._kinds:
-            self._steps[kind] += 1
-            return
-        self._open = kind, Ledger(pl_module).__enter__()
+        """Open a ledger if a step that begins like this one, or the first of an optimizer, must be watched."""
+        self._before = self._beginning(trainer, pl_module, batch, batch_idx)
+        self._stepped.clear()
+        self._admit(trainer, pl_module, batch_idx)
+        waiting = self.steps < PATIENCE and len(self._seen) < len(trainer.optimizers)
+        if self.every_step or waiting or self._train.must_watch(self._before):
+            self._watch(pl_module)
 
     def on_train_batch_end(
         self,
@@ -85,47 +135,99 @@ class LedgerCallback(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Close the ledger; log."""
-        if self._open is not None:
-            kind, ledger = self._open
-            self._close()
-            self._kinds[kind], self._steps[kind] = ledger.closed(), 1
-        # Lightning puts this attribute on the trainer where a type checker does not see it.
-        if self.log and trainer.global_step % vars(trainer)["log_every_n_steps"] == 0:
-            pl_module.log_dict(
-                {"train_flops": float(self.train_flops), "train_bytes": float(self.train_bytes)}
-            )
+        """Close the ledger; bill the step; log."""
+        self._bill_step(self._train, self._metered, f"optimizers {self._stepped}" if self._stepped else "")
+        # Lightning's own monitors ask in the same way whether this step is logged.
+        if trainer._logger_connector.should_update_logs:
+            self.machine.read()
+            self._log(pl_module)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """What was searched up to here belongs to training."""
+        if self._hook is not None:
+            self._metered.add(self._meters.take())
+
+    def on_validation_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Log, so that what validation found is drawn over the compute spent by then."""
+        if self._hook is not None:
+            self._log(pl_module)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """What was searched meanwhile does not."""
+        self._meters.take()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Stop counting."""
+        self._stop()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Stop watching."""
-        self._close()
+        """Stop counting."""
+        self._stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """Bills and step counts, for a checkpoint."""
-        kinds = {kind: bill.to_dict() for kind, bill in self._kinds.items()}
-        return {"kinds": kinds, "steps": dict(self._steps), "extra": self._extra.to_dict()}
+        """Everything billed, for a checkpoint."""
+        self.machine.read()
+        return {
+            "train": self._train.to_dict(),
+            "metered": self._metered.to_dict(),
+            "extra": self._extra.to_dict(),
+            "machine": self.machine.to_dict(),
+            **self._evaluation_state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._kinds = {kind: Bill.from_dict(bill) for kind, bill in state_dict["kinds"].items()}
-        self._steps = dict(state_dict["steps"])
+        self._train = Steps.resumed(state_dict["train"])
+        self._metered = Metered.resumed(state_dict["metered"])
         self._extra = Bill.from_dict(state_dict["extra"])
+        self._extra_flops, self._extra_bytes = self._extra.flops, self._extra.bytes
+        self.machine.resume(state_dict["machine"])
+        self._resume_evaluation(state_dict)
 
-    def _close(self) -> None:
-        if self._open is not None:
-            self._open[1].__exit__(None, None, None)
-            self._open = None
+    def _beginning(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, number: int
+    ) -> str:
+        if self._model is None:
+            self._model = ModelSignature(module)
+        held = [len(optimizer.state) for optimizer in trainer.optimizers]
+        parts = [batch_signature(batch), str(self._model), f"{held} with state"]
+        if not self.steps:
+            # Not every optimizer keeps its state where torch's do.
+            parts.append("first")
+        if module.automatic_optimization:
+            every = trainer.accumulate_grad_batches
+            if number % every:
+                parts.append("adds to gradients")
+            if trainer.is_last_batch or (number + 1) % every == 0:
+                parts.append("steps")
+        else:
+            parts.append(f"gradients {[_has_gradients(optimizer) for optimizer in trainer.optimizers]}")
+        return "; ".join(parts)
+
+    def _admit(self, trainer: lightning.Trainer, module: lightning.LightningModule, number: int) -> None:
+        """Where a subclass may end the training before this batch."""
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if (number := self._numbers.get(id(optimizer))) is not None:
+            self._stepped.append(number)
+            self._seen.add(number)
+
+    def _log(self, module: lightning.LightningModule) -> None:
+        if self.log:
+            module.log_dict({"train_flops": float(self.train_flops), "train_bytes": float(self.train_bytes)})
+
+    def _stop(self) -> None:
+        self._close()
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            self._metered.add(self._meters.take())
+            self.machine.__exit__(None, None, None)
 
 
-def _signature(batch: Any) -> str:
-    if isinstance(batch, Tensor):
-        return f"{str(batch.dtype).removeprefix('torch.')}{list(batch.shape)}"
-    if isinstance(batch, dict):
-        return ", ".join(f"{name}: {_signature(part)}" for name, part in batch.items())
-    if isinstance(batch, (list, tuple)):
-        return f"({', '.join(map(_signature, batch))})"
-    # A dataclass or a PyG graph: what it holds decides; a plain value does not change the work.
-    parts = batch.to_dict() if hasattr(batch, "to_dict") else getattr(batch, "__dict__", None)
-    return _signature(parts) if parts else type(batch).__name__
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(x.grad is not None for group in optimizer.param_groups for x in group["params"])

@@ -22,16 +22,14 @@ class Model(lightning.LightningModule):
 
 
 def trainer(callback, folder, **kwargs):
-    settings = {"max_epochs": 1, "log_every_n_steps": 1, "gradient_clip_val": 1.0, **kwargs}
+    settings = {"max_epochs": 1, "log_every_n_steps": 1, "gradient_clip_val": 1.0, "logger": False}
     return lightning.Trainer(
         callbacks=[callback],
         default_root_dir=folder,
         accelerator="cpu",
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
-        **settings,
+        **{"enable_checkpointing": False, **settings, **kwargs},
     )
 
 
