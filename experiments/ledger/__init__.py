@@ -4,6 +4,7 @@ It knows operators, never models, and imports nothing else of this project.
 """
 
 from experiments.ledger.bill import Bill
+from experiments.ledger.budget import FlopBudget
 from experiments.ledger.callback import LedgerCallback
 from experiments.ledger.elementwise import elementwise
 from experiments.ledger.ledger import Ledger
@@ -14,6 +15,7 @@ __all__ = [
     "Bill",
     "Call",
     "Cost",
+    "FlopBudget",
     "Ledger",
     "LedgerCallback",
     "Price",

@@ -38,7 +38,9 @@ class FlopBudget(LedgerCallback):
     def __init__(self, max_flops: float, **options: Any) -> None:
         super().__init__(**options)
         if not max_flops >= 1:
-            raise ValueError(f"max_flops is {max_flops}: give what training may spend, such as max_flops=1e13")
+            raise ValueError(
+                f"max_flops is {max_flops}: give what training may spend, such as max_flops=1e13"
+            )
         self.max_flops = max_flops
         self._share = max_flops
         self._since = 0
@@ -113,7 +115,7 @@ class FlopBudget(LedgerCallback):
             over = trainer.strategy.reduce_boolean_decision(over, all=False)
         if over and not trainer.should_stop:
             rank_zero_info(
-                f"FlopBudget: {self.train_flops:,} of {self._share:,.0f} FLOPs are spent, and the next step does not fit"
+                f"FlopBudget: {self.train_flops:,} of {self._share:,.0f} FLOPs are spent; the next step does not fit"
             )
         trainer.should_stop = trainer.should_stop or over
         return over

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from experiments.ledger import attention, elementwise, free, indexing, matmul, reductions
+from experiments.ledger import attention, collectives, elementwise, free, indexing, matmul, reductions
 from experiments.ledger.price import MOVED, Call, Cost, Price, Traffic
 
 SECTIONS: dict[str, dict[str, Price]] = {
@@ -18,6 +18,7 @@ SECTIONS: dict[str, dict[str, Price]] = {
     "Along a dimension": reductions.PRICES,
     "Reading and writing at positions": indexing.PRICES,
     "Without arithmetic": free.PRICES,
+    "Between processes": collectives.PRICES,
 }
 
 PRICES: dict[str, Price] = {name: price for section in SECTIONS.values() for name, price in section.items()}

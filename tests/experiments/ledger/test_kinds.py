@@ -202,7 +202,9 @@ def test_searches_between_steps_are_billed_and_those_of_validation_are_apart(tmp
     in_validation = sum(source.search(batch, 3).flops for batch in questions())
     assert counted.bill()["validate"]["flops"] > in_validation
     sanity_check = source.search(next(iter(questions())), 3).flops
-    assert counted.bill()["search"]["flops"] == memory.spent + module.memory.spent - in_validation - sanity_check
+    assert (
+        counted.bill()["search"]["flops"] == memory.spent + module.memory.spent - in_validation - sanity_check
+    )
 
 
 def test_evaluation_is_a_phase_of_its_own(tmp_path):
