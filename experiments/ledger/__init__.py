@@ -8,7 +8,10 @@ from experiments.ledger.budget import FlopBudget
 from experiments.ledger.callback import LedgerCallback
 from experiments.ledger.elementwise import elementwise
 from experiments.ledger.ledger import Ledger
+from experiments.ledger.machine import Machine
+from experiments.ledger.predict import NotPredictable, predict
 from experiments.ledger.price import Call, Cost, Price, Rule, Traffic
+from experiments.ledger.solve import Match, match_size, steps_for
 from experiments.ledger.unpriced import UnpricedOperator
 
 __all__ = [
@@ -18,9 +21,15 @@ __all__ = [
     "FlopBudget",
     "Ledger",
     "LedgerCallback",
+    "Machine",
+    "Match",
+    "NotPredictable",
     "Price",
     "Rule",
     "Traffic",
     "UnpricedOperator",
     "elementwise",
+    "match_size",
+    "predict",
+    "steps_for",
 ]
