@@ -1,59 +1,183 @@
-"""``mnemograph bill``: what one training step of an arm costs."""
+"""``mnemograph bill``: what one step of a model costs."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-SUMMARY = "print what one training step of an arm costs, by phase, module and operator"
+SUMMARY = "print what one step of an arm, or of any torch model, costs: by phase, module and operator"
 EXAMPLES = """\
-  mnemograph bill --arm ngram --width 64
-  mnemograph bill --arm graph --width 96 --layers 4 --batch 8 --json"""
+  mnemograph bill ngram --width 64
+  mnemograph bill graph --width 96 --layers 4 --batch 8 --json
+  mnemograph bill torch.nn.TransformerEncoderLayer --init d_model=64 nhead=4 --input 4x128x64
+  mnemograph bill torch_geometric.nn.SAGEConv --init in_channels=64 out_channels=64 \\
+    --input 1000x64 'int64 2x8000 <1000' --read
+  mnemograph bill transformers.GPT2LMHeadModel --init n_layer=4 --batch 1 --time 512
+  mnemograph bill path/to/model_with_config_json --read
+  mnemograph bill last.ckpt --class my.Module --input 'tokens=int64 8x256 <2048' 'targets=int64 8x256 <2048'"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--arm", default="dense", help="which arm (default: dense)")
     parser.add_argument(
-        "--width", type=int, default=64, metavar="N", help="width of the residual stream (default: 64)"
+        "target",
+        nargs="?",
+        metavar="TARGET",
+        help="an arm, a class such as torch.nn.LSTM, a Lightning .ckpt, or a Hugging Face folder",
     )
-    parser.add_argument("--layers", type=int, metavar="N", help="number of blocks")
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads")
-    parser.add_argument("--batch", type=int, metavar="N", help="windows in a batch")
+    parser.add_argument("--arm", help="the same, for arms (default: dense)")
+    sizes = parser.add_argument_group("sizes of an arm")
+    sizes.add_argument("--width", type=int, metavar="N", help="width of the residual stream (default: 64)")
+    sizes.add_argument("--layers", type=int, metavar="N", help="number of blocks")
+    sizes.add_argument("--heads", type=int, metavar="N", help="attention heads")
+    sizes.add_argument("--vocab-size", type=int, metavar="N", help="number of tokens (default: 2048)")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="windows in a batch, of an arm or a language model"
+    )
     parser.add_argument("--time", type=int, metavar="N", help="tokens in a window")
-    parser.add_argument(
-        "--vocab-size", type=int, default=2048, metavar="N", help="number of tokens (default: 2048)"
+    models = parser.add_argument_group("any other model")
+    models.add_argument(
+        "--init", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of its constructor"
     )
+    models.add_argument(
+        "--input", nargs="+", default=[], metavar="SPEC", help="4x128x64, 'int64 8x128 <2048', or x=4x128x64"
+    )
+    models.add_argument("--class", dest="class_path", metavar="CLASS", help="the class of a checkpoint")
+    models.add_argument(
+        "--device",
+        choices=("meta", "cpu", "cuda"),
+        default="meta",
+        help="meta: predict, at no memory (default); cpu: take the step",
+    )
+    step = models.add_mutually_exclusive_group()
+    step.add_argument("--train", action="store_true", help="bill a training step, with AdamW (default)")
+    step.add_argument("--read", action="store_true", help="bill the forward alone")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
-    import json
+    from experiments.arms import ARMS
+    from experiments.errors import RunError
 
+    if arguments.line == ["bill"]:
+        raise RunError(
+            f"bill what? An arm ({', '.join(ARMS)}), a class such as torch.nn.LSTM, a .ckpt or a Hugging Face folder: "
+            "mnemograph bill ngram --width 64"
+        )
+    if arguments.target is not None and arguments.arm is not None:
+        raise RunError(f"{arguments.target} or --arm {arguments.arm}: give one of them")
+    name = arguments.target or arguments.arm or "dense"
+    given = {
+        name: getattr(arguments, name) for name in ("width", "layers", "heads", "batch", "time", "vocab_size")
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    for option, value in given.items():
+        if value < 1 + (option == "vocab_size"):
+            option = option.replace("_", "-")
+            raise RunError(f"--{option} {value} is too small: mnemograph bill --{option} 64, for example")
+    elsewhere = arguments.target is not None and ("." in name or "/" in name)
+    return _bill_model(name, arguments, given) if elsewhere else _bill_arm(name, arguments, given)
+
+
+def _bill_arm(name: str, arguments: argparse.Namespace, given: dict[str, int]) -> int:
     from experiments.arms import arm_named
     from experiments.errors import RunError
     from experiments.run import DEFAULTS
     from experiments.step import step_bill
 
-    given = {name: getattr(arguments, name) for name in ("layers", "heads", "batch", "time")}
-    sizes = {name: value for name, value in given.items() if value is not None}
-    named = {**sizes, "width": arguments.width, "vocab-size": arguments.vocab_size}
-    wrong = [name for name, value in named.items() if value < 1 + (name == "vocab-size")]
-    if wrong:
-        raise RunError(
-            f"--{wrong[0]} {named[wrong[0]]} is too small: mnemograph bill --{wrong[0]} 64, for example"
-        )
-    arm = arm_named(arguments.arm)
-    ledger = step_bill(arm, arguments.vocab_size, arguments.width, sizes)
-    if arguments.json:
-        print(json.dumps(ledger.to_dict(), indent=1))
-        return 0
-    chosen = {**DEFAULTS, **arm.settings, **sizes}
+    arm = arm_named(name)
+    for option in ("init", "input", "class_path", "read"):
+        if getattr(arguments, option):
+            option = option.removesuffix("_path")
+            raise RunError(
+                f"--{option} is for models that are no arms; {name} takes --width, --layers and --heads"
+            )
+    width, vocab = given.pop("width", 64), given.pop("vocab_size", 2048)
+    bill = step_bill(arm, vocab, width, given)
+    chosen = {**DEFAULTS, **arm.settings, **given}
     tokens = chosen["batch"] * chosen["time"]
-    steps = 1e12 / ledger.flops
-    print(
-        f"One training step of {arm.name} at width {arguments.width} on {tokens:,} tokens, without the search for "
-        f"neighbours.\nA budget of 1e12 FLOPs pays for {steps:,.0f} such steps, {steps * tokens:,.0f} tokens.\n"
+    steps = 1e12 / bill.flops
+    heading = (
+        f"One training step of {arm.name} at width {width} on {tokens:,} tokens, without the search for "
+        f"neighbours.\nA budget of 1e12 FLOPs pays for {steps:,.0f} such steps, {steps * tokens:,.0f} tokens."
     )
-    print(ledger)
+    _tell(bill, heading, bill.by_phase["forward"], tokens, arguments.json)
     return 0
+
+
+def _bill_model(name: str, arguments: argparse.Namespace, given: dict[str, int]) -> int:
+    from experiments.commands.target import CLASS, Target, find_target, read_input
+    from experiments.errors import RunError
+
+    for option in ("width", "layers", "heads", "vocab_size"):
+        if option in given:
+            option = option.replace("_", "-")
+            raise RunError(
+                f"--{option} is for arms; {name} takes what its constructor takes, as --init name=value"
+            )
+    target: Target = find_target(name, arguments.init, arguments.class_path)
+    specs = list(arguments.input)
+    if not specs and target.vocab_size is not None:
+        tokens = f"int64 {given.get('batch', 8)}x{given.get('time', 256)} <{target.vocab_size}"
+        specs = [f"input_ids={tokens}"] + ([] if arguments.read else [f"labels={tokens}"])
+    if not specs:
+        raise RunError(f"what is {target.name} given? Add its shape: {CLASS[len('mnemograph bill ') :]}")
+    batch = read_input(specs, arguments.device)
+    bill = _predicted(target, batch, arguments.device, train=not arguments.read)
+    # A training step of its own may call anything but the model's forward.
+    apart = not arguments.read and not target.trains_itself
+    forward = (
+        _predicted(target, batch, arguments.device, train=False).flops if apart else bill.by_phase["forward"]
+    )
+    what = "Reading" if arguments.read else "One training step of"
+    heading = f"{what} {target.name} on {', '.join(specs)}."
+    _tell(bill, heading, forward, _tokens(batch), arguments.json)
+    return 0
+
+
+def _predicted(target: Any, batch: Any, device: str, *, train: bool) -> Any:
+    from torch.optim import AdamW
+
+    from experiments.errors import RunError
+    from experiments.ledger import NotPredictable, UnpricedOperator, predict
+
+    optimizer = None if target.trains_itself else AdamW
+    try:
+        return predict(target.build, batch, train=train, optimizer=optimizer, device=device)
+    except NotPredictable as error:
+        told = str(error).split(": take the step")[0]
+        raise RunError(f"{told}: add --device cpu, which takes the step") from error
+    except (RunError, UnpricedOperator):
+        raise
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{target.name} fails on this --input: {(str(error) or repr(error)).splitlines()[0]}"
+        ) from error
+
+
+def _tokens(batch: Any) -> int | None:
+    """Positions of the first integers given as ``[batch, time]``."""
+    parts = list(batch.values()) if isinstance(batch, dict) else batch
+    parts = parts if isinstance(parts, (list, tuple)) else [parts]
+    found = [x for x in parts if not x.is_floating_point() and x.ndim == 2]
+    return found[0].numel() if found and found[0] is parts[0] else None
+
+
+def _tell(bill: Any, heading: str, forward: int, tokens: int | None, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        print(json.dumps(bill.to_dict(), indent=1))
+        return
+    print(f"{heading}\n\n{bill}\n")
+    print(
+        f"Every arithmetic operation counts; {bill.matmul_flops:,} of them are in matrix products and attention."
+    )
+    if bill.flops != forward:
+        print(f"Forward, backward and optimizer together; the forward alone is {forward:,} FLOPs.")
+    if tokens is not None:
+        print(f"A token costs {bill.flops / tokens:,.0f} FLOPs, forward {forward / tokens:,.0f}.")
+    print(
+        "Causal attention counts the pairs that live, half of them; on meta a mask has no values and hides none."
+    )

@@ -84,7 +84,7 @@ class LedgerCallback(EvaluationLedger):
             "train_flops": self.train_flops,
             "train_bytes": self.train_bytes,
             "steps": self.steps,
-            "watched_steps": self._train.watched,
+            "watched_steps": self.watched_steps,
             "estimated_steps": self._train.estimated,
             **self.machine.to_dict(),
             "phases": self.bill(),
@@ -104,6 +104,11 @@ class LedgerCallback(EvaluationLedger):
     def steps(self) -> int:
         """Batches trained on and billed so far."""
         return self._train.count
+
+    @property
+    def watched_steps(self) -> int:
+        """Those of them that were watched."""
+        return self._train.watched
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin to count optimizer steps, seconds and joules."""

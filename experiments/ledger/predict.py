@@ -53,7 +53,7 @@ def predict(
 
     Args:
         build: Makes the model; called once, on ``device``.
-        batch: Of the real shapes and types; only those matter.
+        batch: What the model is given.
         train: A training step, or reading.
         loss: The loss, where the rules above do not say it.
         optimizer: Made of the parameters, such as ``torch.optim.AdamW``; without one (and no LightningModule) the
@@ -61,6 +61,9 @@ def predict(
         clip_norm: Norm to which gradients are clipped before the optimizer steps.
         device: "meta", or where to take the step for real.
         prices: As :class:`~experiments.ledger.Ledger` takes them.
+
+    Shapes:
+        batch: as in training; on "meta" only shapes and types matter
 
     Raises:
         NotPredictable: If the model looks at values: searches, a number of edges computed by a layer. With

@@ -66,7 +66,12 @@ def match_size(cost: Callable[[int], int], budget: float, sizes: Sequence[int]) 
 
 
 def steps_for(step: Bill | int, budget: float) -> int:
-    """Whole steps of that cost that a budget pays for."""
+    """Whole steps that a budget pays for.
+
+    Args:
+        step: Bill or FLOPs of one step.
+        budget: FLOPs to spend.
+    """
     flops = step.flops if isinstance(step, Bill) else step
     if flops < 1:
         raise ValueError("a step that costs nothing never spends a budget")

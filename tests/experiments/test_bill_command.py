@@ -1,0 +1,184 @@
+"""``mnemograph bill`` of arms, classes, checkpoints and Hugging Face folders."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from experiments.arms import ARMS, arm_named
+from experiments.cli import main
+from experiments.ledger import Ledger, predict
+from experiments.step import step_bill
+
+ENCODER = ["torch.nn.TransformerEncoderLayer", "--init", "d_model=16", "nhead=4", "dim_feedforward=32"]
+SMALL = {"layers": 1, "batch": 2, "time": 32}
+
+
+class Saved(lightning.LightningModule):
+    def __init__(self, width: int, depth: int = 1):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layers = nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
+
+    def training_step(self, batch, batch_idx):
+        return self.layers(batch["x"]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def billed(argv: list[str], capsys: pytest.CaptureFixture) -> dict:
+    assert main(["bill", *argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture) -> str:
+    try:
+        code = main(["bill", *argv])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("name", ["ngram", "unigram table"])
+def test_an_arm_by_its_name(name: str, capsys: pytest.CaptureFixture) -> None:
+    sizes = [f"--{key}={value}" for key, value in SMALL.items()]
+    expected = json.loads(json.dumps(step_bill(arm_named(name), 99, 32, SMALL).to_dict()))
+    for way in ([name], ["--arm", name]):
+        assert billed([*way, *sizes, "--width", "32", "--vocab-size", "99"], capsys) == expected
+
+
+def test_a_class_predicted_and_taken(capsys: pytest.CaptureFixture) -> None:
+    argv = [*ENCODER, "batch_first=true", "--input", "4x8x16"]
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    with Ledger() as forward, torch.no_grad():
+        layer(torch.randn(4, 8, 16))
+    assert billed([*argv, "--read"], capsys)["flops"] == forward.flops
+    predicted = billed(argv, capsys)
+    assert predicted["by_phase"]["forward"]["flops"] == forward.flops
+    assert predicted["by_phase"]["backward"]["flops"] > 1.5 * forward.flops
+    assert predicted["by_phase"]["optimizer"]["flops"] > 0
+    assert billed([*argv, "--device", "cpu"], capsys)["by_operator"].keys() >= {"aten.addmm"}
+    assert billed([*argv, "--device", "cpu"], capsys)["flops"] == predicted["flops"]
+    assert billed([*argv, "--train"], capsys) == predicted
+
+
+def test_models_inside_models_are_made_without_memory(capsys: pytest.CaptureFixture) -> None:
+    network = (
+        "network={class_path: mann.Transformer, init_args: {vocab_size: 50, d_model: 65536, n_layers: 1}}"
+    )
+    argv = ["mann.LanguageModule", "--init", "total_steps=9", network]
+    argv += ["--input", "tokens=int64 1x8 <50", "targets=int64 1x8 <50"]
+    assert billed(argv, capsys)["flops"] > 1e15
+
+
+def test_the_table_says_its_conventions(capsys: pytest.CaptureFixture) -> None:
+    argv = [
+        "torch.nn.Embedding",
+        "--init",
+        "num_embeddings=50",
+        "embedding_dim=8",
+        "--input",
+        "int64 2x16 <50",
+    ]
+    assert main(["bill", *argv]) == 0
+    said = capsys.readouterr().out
+    assert "One training step of Embedding on int64 2x16 <50." in said
+    assert "the forward alone is 0 FLOPs" in said
+    assert "A token costs" in said
+    assert "in matrix products" in said
+    assert "Causal attention counts" in said
+
+
+def test_graph_layers_whose_work_is_in_the_values(capsys: pytest.CaptureFixture) -> None:
+    sizes = ["--init", "in_channels=8", "out_channels=4", "--input", "20x8", "int64 2x60 <20"]
+    assert billed(["torch_geometric.nn.SAGEConv", *sizes], capsys)["flops"] > 0
+    assert "add --device cpu" in refused(["torch_geometric.nn.GATConv", *sizes], capsys)
+    assert billed(["torch_geometric.nn.GATConv", *sizes, "--device", "cpu"], capsys)["flops"] > 0
+
+
+def test_a_checkpoint_of_lightning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "last.ckpt"
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    trainer.strategy.connect(Saved(6, depth=3))
+    trainer.save_checkpoint(path)
+    named = ["--class", "tests.experiments.test_bill_command.Saved"]
+    expected = predict(lambda: Saved(6, 3), {"x": torch.zeros(2, 6)})
+    assert billed([str(path), *named, "--input", "x=2x6"], capsys)["flops"] == expected.flops
+    wider = predict(lambda: Saved(8, 3), {"x": torch.zeros(2, 8)})
+    changed = billed([str(path), *named, "--init", "width=8", "--input", "x=2x8"], capsys)
+    assert changed["flops"] == wider.flops
+    assert "type --class" in refused([str(path)], capsys)
+
+
+def test_a_checkpoint_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = tmp_path / "bad.ckpt"
+    torch.save({"hyper_parameters": {"width": Bomb()}}, path)
+    pickle.loads(pickle.dumps(Bomb()))
+    (tmp_path / "ran").rmdir()  # so it would
+    argv = [str(path), "--class", "tests.experiments.test_bill_command.Saved", "--input", "x=2x6"]
+    assert "without running code" in refused(argv, capsys)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_of_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 60}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).save_pretrained(tmp_path)
+    argv = [f"--init={key}={value}" for key, value in shape.items()]
+    argv = ["transformers.GPT2LMHeadModel", "--init", *(item.removeprefix("--init=") for item in argv)]
+    sizes = ["--batch", "2", "--time", "24"]
+    by_class = billed([*argv, *sizes], capsys)
+    assert by_class["flops"] > 0
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        assert billed([str(place), *sizes], capsys) == by_class
+    assert billed([str(tmp_path), *sizes, "--read"], capsys)["by_phase"].keys() == {"forward"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], ", ".join(ARMS)),
+        (["ngramm"], "did you mean 'ngram'"),
+        (["ngram", "--arm", "graph"], "give one of them"),
+        (["ngram", "--init", "a=1"], "--init is for models that are no arms"),
+        (["ngram", "--width", "0"], "--width 0 is too small"),
+        (["torch.nn.LSTMM"], "did you mean 'LSTM'"),
+        (["torch.nm.LSTM"], "no module 'torch.nm'"),
+        (["os.path.join"], "has no model 'join'"),
+        ([*ENCODER, "--width", "3"], "--width is for arms"),
+        ([*ENCODER], "--input 4x128x64"),
+        ([*ENCODER, "d_modl=3", "--input", "2x3x16"], "takes no 'd_modl': did you mean 'd_model'"),
+        (["torch.nn.LSTM", "--init", "hiden_size=8"], "did you mean 'hidden_size'"),
+        ([*ENCODER[:3], "--input", "2x3x16"], "needs nhead: add --init nhead=..."),
+        ([ENCODER[0], "--init", "d_model", "nhead=2"], "--init 'd_model' has no value"),
+        ([ENCODER[0], "--init", "d_model=wide", "nhead=2"], "d_model"),
+        ([ENCODER[0], "--init", "d_model=16", "nhead=3", "--input", "2x3x16"], "cannot be made of"),
+        ([*ENCODER, "--input", "4 by 8"], "write 4x128x64"),
+        ([*ENCODER, "--input", "a=4x8", "4x8"], "give every --input a name"),
+        ([*ENCODER, "--input", "4x8x17"], "fails on this --input"),
+        (["nowhere.ckpt"], "there is no file nowhere.ckpt"),
+        (["nowhere.safetensors"], "tells shapes of weights"),
+    ],
+)
+def test_mistakes_say_what_to_type(argv: list[str], says: str, capsys: pytest.CaptureFixture) -> None:
+    assert says in refused(argv, capsys)
+
+
+def test_the_cost_of_what_no_memory_holds(capsys: pytest.CaptureFixture) -> None:
+    # Seventy billion parameters.
+    argv = ["transformers.LlamaForCausalLM", "--init", "hidden_size=8192", "intermediate_size=28672"]
+    argv += ["num_hidden_layers=80", "num_attention_heads=64", "num_key_value_heads=8"]
+    told = billed([*argv, "--read", "--batch", "1", "--time", "16"], capsys)
+    assert 60e9 < told["flops"] / 16 / 2 < 75e9
