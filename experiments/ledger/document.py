@@ -32,7 +32,9 @@ a rule below, or an `UnpricedOperator` error that names the operator, the module
   search. Such bytes come slower than those in a row.
 * Searches and other operators from outside torch are priced by the formula registered beside them
   (`torch.utils.flop_counter.register_flop_formula`); its attribute `bytes_formula`, if present, gives the bytes
-  `(read, written, random)`, and `billed_as` the name of the operator whose place it takes on some devices.
+  `(read, written, random)`, and `billed_as` the name of the operator whose place it takes on some devices. Where the
+  work depends on the data, `so_far` returns what all calls have cost together, `(flops, read, written, random)`:
+  `LedgerCallback` reads it every step, watched or not.
 * Nothing is billed that runs in another thread or outside torch: bill that with `Ledger.add`.
 
 A name stands for its in-place form and for all overloads. *inputs* and *outputs* are numbers of elements; in the

@@ -48,6 +48,16 @@ def test_accumulated_batches_are_taken_together_or_not_at_all(tmp_path, short):
     assert budget.train_flops <= budget.max_flops
 
 
+def test_a_whole_window_is_refused_where_the_short_one_of_an_epochs_end_would_fit(tmp_path):
+    options = {"accumulate_grad_batches": 3}
+    epoch = spent(14, tmp_path, **options)
+    short = epoch - spent(12, tmp_path, **options)
+    budget = FlopBudget(epoch + short)
+    trainer(budget, tmp_path, max_epochs=-1, **options).fit(Model(), loader(14))
+    assert budget.steps == 7
+    assert budget.train_flops == epoch
+
+
 def test_a_dear_batch_is_refused_where_a_cheap_one_would_have_fitted(tmp_path):
     class Ragged(lightning.LightningDataModule):
         def train_dataloader(self):

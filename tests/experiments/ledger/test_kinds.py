@@ -186,25 +186,34 @@ def test_searches_of_one_shape_do_cost_differently(source):
     assert len({source.search(batch, 3).flops for batch in questions()}) > 2
 
 
-def test_searches_between_steps_are_billed_and_those_of_validation_are_apart(tmp_path, source):
-    memory = Searching(source)
+class Reviewing(Asking):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.memory(batch)
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_searches_between_steps_are_billed_and_those_of_validation_are_apart(tmp_path, source, evaluation):
+    memory, module = Searching(source), Reviewing(source)
 
     def collate(rows):
         memory(torch.stack(rows))
         return torch.stack(rows)
 
     data = DataLoader(list(torch.cat(list(questions()))), batch_size=2, collate_fn=collate)
-    plain, counted = LedgerCallback(), LedgerCallback(evaluation=True)
-    trainer(plain, tmp_path).fit(Model(), loader(24))
-    module = Asking(source)
+    counted = LedgerCallback(evaluation=evaluation)
     trainer(counted, tmp_path, num_sanity_val_steps=1).fit(module, data, questions())
-    # Every batch was searched for when it was collated, for which no step is to blame, and once more in its step.
+    # Each batch was searched for when it was collated, in its step and after it.
     in_validation = sum(source.search(batch, 3).flops for batch in questions())
-    assert counted.bill()["validate"]["flops"] > in_validation
     sanity_check = source.search(next(iter(questions())), 3).flops
     assert (
         counted.bill()["search"]["flops"] == memory.spent + module.memory.spent - in_validation - sanity_check
     )
+    assert ("validate" in counted.bill()) == evaluation
+    if evaluation:
+        searched = counted.total().costs("phase")["validate"].flops
+        assert searched > in_validation > 0
+    phases = counted.bill()
+    assert counted.train_flops == sum(row["flops"] for phase, row in phases.items() if phase != "validate")
 
 
 def test_evaluation_is_a_phase_of_its_own(tmp_path):
