@@ -30,7 +30,8 @@ class LedgerCallback(EvaluationLedger):
 
     Work that depends on the data of a step is billed every step if its operator has a meter (searches do; see
     :class:`~experiments.ledger.meters.Meters`), also if it was done between the steps. Whatever else depends on the
-    data, such as pairs that a mask lets through, is billed as in the step watched; ``every_step=True`` is exact.
+    data, such as pairs that a mask lets through or rows that a sparse gradient names, is billed as in the step watched;
+    ``every_step=True`` is exact.
 
     Watched steps run uncompiled. Each process of a distributed run bills its own work. Logs ``train_flops`` and
     ``train_bytes``, summed since the first step; survives checkpoints.
