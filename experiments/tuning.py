@@ -1,15 +1,17 @@
-"""Equal tuning: a coordinate search with the same number of trials, and the same steps, for every arm and size."""
+"""Equal tuning: the same number of quasi-random trials, from ranges of the same width, for every arm and size."""
 
 from __future__ import annotations
 
-import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from scipy.stats import qmc
 
 from experiments.errors import RunError
 from experiments.frontier import budget_key
@@ -20,12 +22,16 @@ if TYPE_CHECKING:
     from experiments.results import Results
     from experiments.study import Study
 
-# What is searched, one after the other. Step sizes go by parameter role; the tables of a memory are looked up as
-# the embedding is, and their step sizes move together.
+# What is searched, all at once. Step sizes go by parameter role; the tables of a memory are looked up as the
+# embedding is, and their step sizes move together.
 COORDINATES = ("batch", "layers", "matrix", "embedding", "head")
 MOVED = {"embedding": ("embedding", "table")}
-# One step of a rate, up or down.
-STEP = 1.6
+# How far a round goes from where it begins, to both sides, in octaves (layers: in layers); and from which of these
+# rounds a larger budget goes on, which begins with what a smaller one found.
+REACH = (2.0, 1.5, 1.0, 0.5)
+LATER = 2
+# Trials of a round: a power of two, which quasi-random points want.
+TRIALS = 8
 # Trials use a seed of their own: what they select must not have been selected on the seeds that are reported.
 SEED = 1000
 
@@ -37,47 +43,56 @@ def tune(
     study: Study,
     results: Results,
     carry_out: Callable[[str, list[Run]], Sequence[Run]],
-    rounds: int = len(COORDINATES),
+    rounds: int = len(REACH),
 ) -> Iterator[list[dict[str, Any]]]:
     """Search, smaller budgets first: larger ones begin with what those found.
+
+    Each round tries :data:`TRIALS` settings around the best so far, all coordinates at once, at the same quasi-random
+    points (a scrambled Sobol sequence) of a range that is as wide for every arm and size and narrower from round to
+    round. A best value at the edge of a range is the middle of the next one, so no range ends a search; and as the
+    points and widths are the same for all, nobody is tuned harder than another.
 
     Args:
         study: What is tuned: dense at each width of its frontier, every arm at the best width, at each budget.
         results: Where trials are kept. Trials that lie there but not on the way of this search do not count.
         carry_out: Runs what is missing of a list under a title, and returns the runs that diverged.
-        rounds: How many, after the one that tries where to begin; one for each coordinate at most.
+        rounds: How many at a budget; larger budgets have those of :data:`REACH` from :data:`LATER` on.
 
     Yields:
         What :func:`best` finds after each round.
 
     Raises:
-        RunError: If the rounds are too many: a coordinate's second turn would give arms different numbers of trials.
+        RunError: If there are not that many rounds.
     """
-    if not 0 <= rounds <= len(COORDINATES):
-        raise RunError(
-            f"{rounds} rounds: give 0 to {len(COORDINATES)}, one for each of {', '.join(COORDINATES)}"
-        )
+    if not 1 <= rounds <= len(REACH):
+        raise RunError(f"{rounds} rounds: give 1 to {len(REACH)}")
     planned: set[str] = set()
     diverged: list[Run] = []
 
     def rows() -> list[_Row]:
         return [row for row in results.rows if row["parent"] is None and row["run"] in planned]
 
-    for budget, number in itertools.product(study.tuning_budgets, range(rounds + 1)):
-        runs = round_of(study, budget, rows(), number)
-        planned |= {run.key(results.corpus) for run in runs}
-        what = COORDINATES[number - 1] if number else "where to begin"
-        diverged += carry_out(f"{budget_key(budget)}, round {number} of {rounds}, {what}", runs)
-        yield best(rows(), diverged)
+    for budget in study.tuning_budgets:
+        numbers = range(begin := first_round(study, budget), min(begin + rounds, len(REACH)))
+        for number in numbers:
+            runs = round_of(study, budget, rows(), number)
+            planned |= {run.key(results.corpus) for run in runs}
+            title = f"{budget_key(budget)}, round {number - begin + 1} of {len(numbers)}"
+            diverged += carry_out(title, runs)
+            yield best(rows(), diverged)
+
+
+def first_round(study: Study, budget: float) -> int:
+    """Wide ranges are for the smallest budget: a larger one knows where to look."""
+    return LATER if budget > study.tuning_budgets[0] else 0
 
 
 def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> list[Run]:
     """The trials of one round of the search at a budget, at every place that is tuned.
 
-    Round 0 tries what was found at the nearest size with a smaller budget, in this search or, if it has none, in the
-    one the study rests on; or else the study's own settings. Each later one makes a step down and a step up from the
-    best trial so far, along the next of :data:`COORDINATES`. So every place has
-    ``1 + 2 * number`` trials by then.
+    The first round at a budget begins where the nearest size with a smaller budget ended, in this search or, if it
+    has none, in the one the study rests on; or else at the study's own settings, which are its first trial. Each later
+    one begins with the best trial so far.
 
     Args:
         study: What is tuned.
@@ -99,42 +114,44 @@ def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> 
     for arm, regime, width in study.tuning_places(budget):
         settings = study.settings_of(arm, regime, width, budget)
         rates: dict[str, float] = {**RATES, **settings["rates"]}
-        start = {**settings, "rates": rates, "counts": False, "trials": 0}
-
-        def loss(trial: dict[str, Any], place: _Place = (arm, regime, width, budget)) -> float:
-            return losses.get((place, _text(trial)), float("inf"))
-
-        runs += [
-            Run("tuning", arm, regime, SEED, width, budget, trial) for trial in _trials(start, loss, number)
-        ]
+        current = {**settings, "rates": rates, "counts": False, "trials": 0}
+        begin = first_round(study, budget)
+        trials = [current]
+        for step in range(begin, number + 1):
+            tried = trials_around(current, step)
+            trials = [current, *tried[1:]] if step == begin else tried
+            if step < number:
+                place = arm, regime, width, budget
+                current = min(
+                    (current, *trials), key=lambda trial: losses.get((place, _text(trial)), float("inf"))
+                )
+        runs += [Run("tuning", arm, regime, SEED, width, budget, trial) for trial in trials]
     return runs
 
 
-def _trials(
-    start: dict[str, Any], loss: Callable[[dict[str, Any]], float], number: int
-) -> list[dict[str, Any]]:
-    """The settings of a round, walking from the start again, so that rounds done later change nothing."""
-    current, trials = start, [start]
-    for step in range(number):
-        trials = steps(current, COORDINATES[step])
-        if step < number - 1:
-            current = min((current, *trials), key=loss)
-    return trials
+def trials_around(settings: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
+    """The quasi-random trials of a round around some settings.
+
+    Args:
+        settings: The middle of the range.
+        number: Which round.
+    """
+    points = qmc.Sobol(len(COORDINATES), rng=number).random(TRIALS)
+    return [_moved(settings, (2 * point - 1) * REACH[number]) for point in points]
 
 
-def steps(settings: Mapping[str, Any], coordinate: str) -> list[dict[str, Any]]:
-    """A step down and a step up along one coordinate; where there is no down, the two next steps up."""
-    if coordinate in ("batch", "layers"):
-        value = settings[coordinate]
-        down, up = (value // 2, 2 * value) if coordinate == "batch" else (value - 1, value + 1)
-        further = 4 * value if coordinate == "batch" else value + 2
-        return [{**settings, coordinate: other} for other in ((down, up) if down else (up, further))]
-    moved = MOVED.get(coordinate, (coordinate,))
-    rates = settings["rates"]
-    return [
-        {**settings, "rates": {**rates, **{role: float(f"{rates[role] * by:.3g}") for role in moved}}}
-        for by in (1 / STEP, STEP)
-    ]
+def _moved(settings: Mapping[str, Any], octaves: Sequence[float]) -> dict[str, Any]:
+    by = dict(zip(COORDINATES, map(float, octaves), strict=True))
+    rates = dict(settings["rates"])
+    for coordinate in COORDINATES[2:]:
+        for role in MOVED.get(coordinate, (coordinate,)):
+            rates[role] = float(f"{rates[role] * 2 ** by[coordinate]:.3g}")
+    return {
+        **settings,
+        "batch": max(1, 2 ** round(math.log2(settings["batch"]) + by["batch"])),
+        "layers": max(1, round(settings["layers"] + by["layers"])),
+        "rates": rates,
+    }
 
 
 def best(rows: Sequence[_Row], diverged: Sequence[Run] = ()) -> list[dict[str, Any]]:

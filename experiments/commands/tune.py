@@ -24,11 +24,11 @@ EXAMPLES = """\
   mnemograph tune --budgets 1e12                      the arms of the default comparison
   mnemograph tune mine.py --data my_texts/            your own study, on your own text
 
-Dense is tuned at every width of its frontier, arms at the width that is best for the budget. Each round steps down
-and up from the best trial so far, along batch, depth and three kinds of step size in turn; a larger budget begins with
-what a smaller one found, in this search or in the one the study rests on. Trials that have finished are never
-repeated. A study uses what was found by `tuned=tuned(Path(".../tuned.json"))`, with
-`from experiments.tuning import tuned`."""
+Dense is tuned at every width of its frontier, arms at the width that is best for the budget. Each round tries batch,
+depth and three kinds of step size at eight quasi-random points around the best trial so far, the same points for all,
+in a range that narrows from round to round; a larger budget begins with what a smaller one found, in this search or in
+the one the study rests on, and does the narrow rounds alone. Trials that have finished are never repeated. A study
+uses what was found by `tuned=tuned(Path(".../tuned.json"))`, with `from experiments.tuning import tuned`."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="where trials go (default: runs/tuning/STUDY)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=5, metavar="N", help="0 to 5, of two trials each, beside the first"
+        "--rounds", type=int, default=4, metavar="N", help="1 to 4, of eight trials each (default: 4)"
     )
     parser.add_argument("--fresh", action="store_true", help="set earlier trials in DIR aside and begin anew")
 

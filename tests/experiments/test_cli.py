@@ -330,14 +330,14 @@ def test_a_tuning_stops_where_a_trial_is_missing_and_goes_on(
     monkeypatch.delenv("FAKE_FAILS")
     assert main(tune) == 0
     said = capsys.readouterr().out
-    assert "1.5e11, round 0 of 1, where to begin: 1 runs" in said
+    assert "1.5e11, round 1 of 1: 8 runs" in said
     assert "ngram (same tokens), width" in said
-    assert "after 3 trials" in said
+    assert "after 8 trials" in said
     found = json.loads((out / "tuned.json").read_text())
-    assert {entry["trials"] for entry in found} == {3}
+    assert {entry["trials"] for entry in found} == {8}
     (out / "results.jsonl").write_text((out / "results.jsonl").read_text().replace('"0123abc"', '"older"'))
     assert "--fresh" in _refused(tune, capsys)
-    assert "one for each of batch" in _refused([*tune[:-1], "9", "--fresh"], capsys)
+    assert "give 1 to 4" in _refused([*tune[:-1], "9", "--fresh"], capsys)
 
 
 def test_when_no_run_finishes_the_reason_is_told(

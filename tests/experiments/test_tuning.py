@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.data import CodeCorpus
@@ -13,7 +14,7 @@ from experiments.errors import RunError
 from experiments.results import Results
 from experiments.run import DEFAULTS, Run
 from experiments.study import Study
-from experiments.tuning import COORDINATES, best, round_of, steps, tune, tuned
+from experiments.tuning import LATER, REACH, TRIALS, best, round_of, trials_around, tune, tuned
 from mann.module import RATES
 
 STUDY: dict[str, Any] = {
@@ -91,36 +92,50 @@ def test_everything_compared_is_tuned_and_what_is_like_another_is_not() -> None:
         expected |= {(arm, "same tokens", width, budget) for arm in ("ngram", "graph", "unigram table")}
         expected |= {("graph", "whole corpus", width, budget)}
     assert study.tuning_budgets == [1e12, 3e12, 1e13]
-    for number in range(len(COORDINATES) + 1):
+    for number in range(LATER, len(REACH)):
         tried = Counter(
             (run.arm, run.regime, run.width, run.budget)
             for budget in study.tuning_budgets
             for run in round_of(study, budget, [], number)
         )
-        assert tried == dict.fromkeys(expected, 2 if number else 1)
+        assert tried == dict.fromkeys(expected, TRIALS)
 
 
-def test_each_round_moves_one_coordinate() -> None:
+def test_a_round_is_as_wide_for_all_and_narrower_than_the_one_before() -> None:
+    settings = {"batch": 8, "layers": 3, "rates": dict(RATES)}
+    widest = float("inf")
+    for number, reach in enumerate(REACH):
+        trials = trials_around(settings, number)
+        assert len(trials) == len({json.dumps(trial) for trial in trials}) == TRIALS
+        octaves = np.log2([trial["rates"]["matrix"] / RATES["matrix"] for trial in trials])
+        # Quasi-random points leave no half of the range empty.
+        assert -reach <= octaves.min() < -reach / 2 < reach / 2 < octaves.max() <= reach
+        assert np.ptp(octaves) < widest
+        widest = np.ptp(octaves)
+        for trial in trials:
+            table, embedding = (trial["rates"][role] / RATES[role] for role in ("table", "embedding"))
+            assert table == pytest.approx(embedding, rel=0.01)
+            assert trial["rates"]["scalar"] == RATES["scalar"]
+    other = {"batch": 2, "layers": 1, "rates": {role: 2 * rate for role, rate in RATES.items()}}
+    moved = [trial["rates"]["head"] for trial in trials_around(other, 1)]
+    assert moved == pytest.approx(
+        [2 * trial["rates"]["head"] for trial in trials_around(settings, 1)], rel=0.01
+    )
+
+
+def test_the_first_trial_at_the_smallest_budget_is_what_the_study_says() -> None:
     study = Study(**STUDY)
-    (first,) = {_text(run, "batch") for run in round_of(study, 1e12, [], 0)}
-    for number, coordinate in enumerate(COORDINATES, start=1):
-        texts = {_text(run, "batch") for run in round_of(study, 1e12, [], number)}
-        if coordinate == "batch":
-            assert texts == {first}
-        else:
-            assert len(texts) == 2
-            assert first not in texts
-
-
-def _text(run: Run, without: str) -> str:
-    return json.dumps({**run.settings, without: None}, sort_keys=True)
+    for number in (0, 1):
+        firsts = {run.arm: run for run in reversed(round_of(study, 1e12, [], number)) if run.width == 48}
+        same = {arm: run.settings["rates"] == RATES for arm, run in firsts.items()}
+        assert set(same.values()) == {number == 0}
 
 
 def test_a_larger_budget_begins_with_what_a_smaller_one_found() -> None:
     study = Study(**STUDY)
     found = _row(0.02, 1.0)
     rows = [found, _row(0.004, 2.0), _row(0.001, 0.5, budget=3e12)]
-    starts = {run.arm: run.settings for run in round_of(study, 3e12, rows, 0) if run.width == 64}
+    starts = _starts(study, 3e12, rows)
     assert starts["dense"]["rates"] == found["settings"]["rates"]
     assert starts["ngram"]["rates"] == RATES
 
@@ -128,9 +143,8 @@ def test_a_larger_budget_begins_with_what_a_smaller_one_found() -> None:
 def test_a_search_at_a_large_budget_alone_goes_on_from_what_the_study_knows() -> None:
     known = {("dense", "none", 64, budget): {"layers": layers} for budget, layers in ((1e12, 5), (3e12, 7))}
     study = Study(**STUDY, tuned=known)
-    first = {budget: round_of(study, budget, [], 0)[0] for budget in (1e12, 3e12)}
-    assert first[1e12].settings["layers"] == DEFAULTS["layers"]
-    assert first[3e12].settings["layers"] == 5
+    assert round_of(study, 1e12, [], 0)[0].settings["layers"] == DEFAULTS["layers"]
+    assert _starts(study, 3e12, [])["dense"]["layers"] == 5
 
 
 def test_what_is_known_of_an_arm_counts_where_only_others_were_searched() -> None:
@@ -139,34 +153,52 @@ def test_what_is_known_of_an_arm_counts_where_only_others_were_searched() -> Non
         for arm, regime in (("dense", "none"), ("ngram", "same tokens"))
     }
     rows = [_row(0.02, 1.0)]
-    starts = {run.arm: run.settings for run in round_of(Study(**STUDY, tuned=known), 3e12, rows, 0)}
+    starts = _starts(Study(**STUDY, tuned=known), 3e12, rows)
     assert starts["dense"]["layers"] == 2
     assert starts["ngram"]["layers"] == 5
 
 
-def test_the_search_walks_downhill(tmp_path: Path) -> None:
-    found, titles = _search(tmp_path, Study(**SMALL), _miss, 3)
-    assert titles[:2] == ["1e12, round 0 of 3, where to begin", "1e12, round 1 of 3, batch"]
+def _starts(study: Study, budget: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where each arm begins at a larger budget."""
+    first = {}
+    for run in round_of(study, budget, rows, LATER):
+        if run.width == 64:
+            first.setdefault(run.arm, run.settings)
+    return first
+
+
+def test_the_search_closes_in(tmp_path: Path) -> None:
+    found, titles = _search(tmp_path, Study(**SMALL), _miss, len(REACH))
+    assert titles[:2] == ["1e12, round 1 of 4", "1e12, round 2 of 4"]
+    assert titles[4:] == ["3e12, round 1 of 2", "3e12, round 2 of 2"]
     by_arm = {(entry["arm"], entry["budget"]): entry for entry in found}
     for budget in (1e12, 3e12):
         dense, ngram = by_arm["dense", budget], by_arm["ngram", budget]
+        assert dense["trials"] == ngram["trials"] == (4 if budget == 1e12 else 2) * TRIALS
         assert (dense["settings"]["batch"], dense["settings"]["layers"]) == (4, 3)
         assert (ngram["settings"]["batch"], ngram["settings"]["layers"]) == (8, 2)
-        assert dense["trials"] == ngram["trials"] == 7
-    assert by_arm["ngram", 1e12]["at_edge"] == ["matrix"]
+        assert dense["settings"]["rates"]["matrix"] < RATES["matrix"]
+
+
+def test_no_range_ends_a_search(tmp_path: Path) -> None:
+    """What is best lies far outside of where the first round looks."""
+    found, _ = _search(tmp_path, Study(**SMALL), lambda run: -run.settings["rates"]["head"], len(REACH))
+    for entry in found:
+        assert entry["settings"]["rates"]["head"] > 2 ** REACH[0] * RATES["head"]
+        assert "head" in entry["at_edge"]
 
 
 def test_trials_stay_equal_when_a_search_goes_on_or_finds_foreign_rows(tmp_path: Path) -> None:
     study = Study(**SMALL)
-    _search(tmp_path, study, _miss, 2)
+    _search(tmp_path, study, _miss, 3)
     with Results(tmp_path, "text", "tuning") as results:
         foreign = Run("tuning", "dense", "none", 1000, 64, 1e12, {**DEFAULTS, "rates": RATES, "time": 7})
         results.append([_finished(foreign, 0.001)])
-    found, _ = _search(tmp_path, study, _miss, 5)
-    assert {entry["trials"] for entry in found} == {11}
-    again, _ = _search(tmp_path, study, _miss, 5)
+    found, _ = _search(tmp_path, study, _miss, 4)
+    assert {entry["trials"] for entry in found} == {4 * TRIALS, 2 * TRIALS}
+    again, _ = _search(tmp_path, study, _miss, 4)
     assert again == found
-    fresh, _ = _search(tmp_path / "fresh", study, _miss, 5)
+    fresh, _ = _search(tmp_path / "fresh", study, _miss, 4)
     assert fresh == found
 
 
@@ -174,21 +206,19 @@ def test_a_trial_that_diverges_counts_and_never_wins(tmp_path: Path) -> None:
     def loss(run: Run) -> float:
         return float("inf") if run.settings["batch"] == 4 else _miss(run)
 
-    found, _ = _search(tmp_path, Study(**SMALL), loss, 2)
-    assert {entry["trials"] for entry in found} == {5}
+    found, _ = _search(tmp_path, Study(**SMALL), loss, 3)
+    assert {entry["trials"] for entry in found} == {3 * TRIALS, 2 * TRIALS}
     assert all(entry["settings"]["batch"] != 4 for entry in found)
 
 
-def test_a_coordinate_has_one_turn(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="0 to 5"):
-        _search(tmp_path, Study(**SMALL), _miss, 6)
+def test_there_are_so_many_rounds(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="1 to 4"):
+        _search(tmp_path, Study(**SMALL), _miss, 5)
 
 
-def test_a_step_never_leaves_what_can_be_built() -> None:
-    settings = {"batch": 1, "layers": 1, "rates": {"embedding": 0.1, "table": 0.2}}
-    assert [trial["batch"] for trial in steps(settings, "batch")] == [2, 4]
-    assert [trial["layers"] for trial in steps(settings, "layers")] == [2, 3]
-    assert steps(settings, "embedding")[1]["rates"] == {"embedding": 0.16, "table": 0.32}
+def test_a_trial_never_leaves_what_can_be_built() -> None:
+    settings = {"batch": 1, "layers": 1, "rates": dict(RATES)}
+    assert all(trial["batch"] >= 1 and trial["layers"] >= 1 for trial in trials_around(settings, 0))
 
 
 def test_the_winner_has_the_lowest_validation_loss_and_edges_are_told() -> None:
