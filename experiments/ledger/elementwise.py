@@ -74,7 +74,17 @@ _ONE = """
     maximum minimum fmax fmin hardtanh floor ceil round trunc frac sign sgn floor_divide remainder fmod
     bitwise_left_shift bitwise_right_shift __lshift__ __rshift__
     __ilshift__ __irshift__ lgamma digamma polygamma special_i0 angle conj_physical ldexp gcd heaviside
-    threshold copysign
+    threshold copysign deg2rad rad2deg i0 lcm igamma igammac nextafter frexp hardshrink softshrink
+    rrelu_with_noise fft_fftfreq fft_rfftfreq
+    _standard_gamma_grad _dirichlet_grad special_i0e special_i1 special_i1e special_erfcx special_log_ndtr
+    special_ndtri special_zeta special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0
+    special_bessel_y1 special_spherical_bessel_j0 special_modified_bessel_i0 special_modified_bessel_i1
+    special_modified_bessel_k0 special_modified_bessel_k1 special_scaled_modified_bessel_k0
+    special_scaled_modified_bessel_k1 special_chebyshev_polynomial_t special_chebyshev_polynomial_u
+    special_chebyshev_polynomial_v special_chebyshev_polynomial_w special_shifted_chebyshev_polynomial_t
+    special_shifted_chebyshev_polynomial_u special_shifted_chebyshev_polynomial_v
+    special_shifted_chebyshev_polynomial_w special_hermite_polynomial_h special_hermite_polynomial_he
+    special_laguerre_polynomial_l special_legendre_polynomial_p
 """
 _FOREACH_ONE = """
     mul div neg abs sqrt rsqrt reciprocal exp log pow clamp_min clamp_max maximum minimum sigmoid tanh sign
@@ -90,6 +100,9 @@ _FORMULAS: dict[str, tuple[int, str]] = {
     "leaky_relu_backward": (1, "g or slope · g"),
     "threshold_backward": (1, "g or 0"),
     "hardtanh_backward": (1, "g or 0"),
+    "hardshrink_backward": (1, "g or 0"),
+    "softshrink_backward": (1, "g or 0"),
+    "rrelu_with_noise_backward": (1, "g or slope · g"),
     "_prelu_kernel": (1, "x or w · x"),
     "_prelu_kernel_backward": (2, "g or w g; g x"),
     "silu": (2, "x σ(x)"),
@@ -99,6 +112,7 @@ _FORMULAS: dict[str, tuple[int, str]] = {
     "mish": (4, "x tanh(log(1 + eˣ))"),
     "mish_backward": (10, "derivative of x tanh(log(1 + eˣ))"),
     "elu": (3, "s (eˣ - 1)"),
+    "celu": (4, "a (e^(x/a) - 1)"),
     "elu_backward": (3, "g s eˣ"),
     "hardsigmoid": (3, "clamp(x/6 + 1/2)"),
     "hardsigmoid_backward": (1, "g/6 or 0"),
@@ -114,6 +128,14 @@ _FORMULAS: dict[str, tuple[int, str]] = {
     "logaddexp": (5, "m + log(eᵃ⁻ᵐ + eᵇ⁻ᵐ)"),
     "logaddexp2": (5, "m + log(eᵃ⁻ᵐ + eᵇ⁻ᵐ)"),
     "xlogy": (2, "x log y"),
+    "special_xlog1py": (2, "x log(1 + y), the logarithm one operation"),
+    "special_entr": (3, "-x log x"),
+    "polar": (4, "r cos a, r sin a"),
+    "hann_window": (4, "a - b cos(c n)"),
+    "hamming_window": (4, "a - b cos(c n)"),
+    "blackman_window": (8, "a - b cos(c n) + d cos(e n)"),
+    "bartlett_window": (3, "1 - |c n - 1|"),
+    "kaiser_window": (6, "I₀(β √(1 - (c n - 1)²))"),
     "sinc": (3, "sin(πx) / πx"),
     "mse_loss_backward": (3, "2 g (x - y)"),
     "smooth_l1_loss_backward": (3, "g clamp(x - y)"),
@@ -142,6 +164,17 @@ PRICES: dict[str, Price] = {
         "addcdiv",
         "_foreach_addcmul",
         "_foreach_addcdiv",
+    ),
+    **priced(
+        per_input(6, "scale, round, shift, clamp, shift back, scale"),
+        *("fake_quantize_per_tensor_affine_cachemask", "fake_quantize_per_channel_affine_cachemask"),
+    ),
+    **priced(
+        Price(
+            Rule("2·p·outputs", lambda call: 2 * call["p"] * elements(call)),
+            because="a sum of p log-gamma functions",
+        ),
+        "mvlgamma",
     ),
     **priced(per_input(2, "min(x, 0) - log(1 + e⁻|x|)"), "log_sigmoid_forward"),
     **priced(Price(_fused(14), _STEP_BYTES, "the steps of Adam, spelled out"), "_fused_adamw", "_fused_adam"),

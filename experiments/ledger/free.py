@@ -68,7 +68,13 @@ PRICES: dict[str, Price] = {
             "_sparse_coo_tensor_unsafe",
             "_sparse_coo_tensor_with_dims",
         ),
-        *("_sparse_compressed_tensor_unsafe", "sparse_resize_and_clear", "_amp_update_scale"),
+        *(
+            "_sparse_compressed_tensor_unsafe",
+            "sparse_compressed_tensor",
+            "sparse_resize_and_clear",
+            "_amp_update_scale",
+            "_linalg_check_errors",
+        ),
     ),
     **_free(
         "a view under another name",
@@ -103,6 +109,7 @@ PRICES: dict[str, Price] = {
             "uniform",
         ),
         *("bernoulli", "exponential", "random", "log_normal", "cauchy", "geometric", "normal_functional"),
+        *("poisson", "binomial", "_standard_gamma", "_sample_dirichlet"),
     ),
     **priced(
         FILLED,
@@ -152,7 +159,7 @@ PRICES: dict[str, Price] = {
             "diagonal_backward",
             "_pin_memory",
         ),
-        *("unfold_backward", "im2col", "_to_dense", "_to_sparse", "_to_sparse_csr", "split_with_sizes_copy"),
+        *("unfold_backward", "_to_dense", "_to_sparse", "_to_sparse_csr", "split_with_sizes_copy"),
         *(
             "expand_copy",
             "view_copy",
@@ -162,7 +169,9 @@ PRICES: dict[str, Price] = {
             "nonzero",
             "complex",
         ),
-        *("nonzero_static", "block_diag", "_conj_physical", "reflection_pad1d", "replication_pad1d"),
+        *("nonzero_static", "block_diag", "_conj_physical", "diagonal_copy", "diagonal_scatter", "rot90"),
+        *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lu_unpack", "masked_scatter_backward"),
+        *("_pack_padded_sequence", "_pad_packed_sequence"),
         *("_convert_indices_from_coo_to_csr", "_convert_indices_from_csr_to_coo"),
     ),
     **priced(Price(NOTHING, _SOURCE_AND_TARGET, "values are moved, not computed"), "copy", "_foreach_copy"),
@@ -182,6 +191,6 @@ PRICES: dict[str, Price] = {
             "where",
         ),
         *("isnan", "isinf", "isneginf", "isposinf", "signbit", "masked_fill", "isin", "equal", "nan_to_num"),
-        *("_is_all_true", "_is_any_true"),
+        *("_is_all_true", "_is_any_true", "allclose", "isclose"),
     ),
 }

@@ -121,6 +121,15 @@ def _weights_backward(call: Call) -> int:
     return 2 * call["indices"].numel() * call["grad"].shape[-1]
 
 
+def _renormalised(call: Call) -> int:
+    return 3 * call["indices"].numel() * call.first().shape[-1]
+
+
+def _renormalised_bytes(call: Call) -> Traffic:
+    rows = call["indices"].numel() * call.first().shape[-1] * call.first().element_size()
+    return Traffic(rows + _index_bytes(call), rows, 2 * rows)
+
+
 _GATHERED = Rule("index + the rows read + outputs", _gathered)
 _ROWS = Rule("gradients of the rows read, index, output", _row_bytes)
 _SOURCE = Rule("elements put in, twice with a factor", _combined)
@@ -187,5 +196,13 @@ PRICES: dict[str, Price] = {
             "one dot product a row",
         ),
         "_embedding_bag_per_sample_weights_backward",
+    ),
+    **priced(
+        Price(
+            Rule("3·rows read·width", _renormalised),
+            Rule("the rows read, index; rows written", _renormalised_bytes),
+            "norm (power, sum), scale",
+        ),
+        "embedding_renorm",
     ),
 }

@@ -29,6 +29,13 @@ def _matmul(call: Call) -> int:
     return _product(*_operands(call))
 
 
+def _grouped(call: Call) -> int:
+    """Groups share out the rows, the columns or the inner dimension of one product, or are a batch."""
+    left, right = call["self"], call["mat2"]
+    groups = left.shape[0] if left.ndim == right.ndim == 3 else 1
+    return 2 * groups * left.shape[-2] * left.shape[-1] * right.shape[-1]
+
+
 def _added(call: Call) -> int:
     """Adding the bias, and scaling it or the product where that is asked for."""
     alpha, beta = call["alpha"], call["beta"]
@@ -116,6 +123,17 @@ PRICES: dict[str, Price] = {
     **priced(
         Price(_PLUS, because="multiply-add = 2; bias = 1 an output", matmul=_TWO),
         *("addmm", "baddbmm", "addmv", "addbmm", "_addmm_activation", "_sparse_addmm"),
+    ),
+    **priced(
+        Price(
+            Rule(
+                "2·m·k·n over all groups + bias",
+                lambda call: _grouped(call) + (call.out.numel() if call["bias"] is not None else 0),
+            ),
+            because="multiply-add = 2; groups share out one side",
+            matmul=Rule("2·m·k·n over all groups", _grouped),
+        ),
+        *("_grouped_mm", "_scaled_grouped_mm"),
     ),
     **priced(
         Price(

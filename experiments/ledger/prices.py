@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from experiments.ledger import attention, collectives, elementwise, free, indexing, matmul, reductions
+from experiments.ledger import (
+    attention,
+    collectives,
+    elementwise,
+    free,
+    indexing,
+    linalg,
+    losses,
+    matmul,
+    pooling,
+    reductions,
+)
 from experiments.ledger.price import MOVED, Call, Cost, Price, Traffic
 
 SECTIONS: dict[str, dict[str, Price]] = {
@@ -16,6 +27,9 @@ SECTIONS: dict[str, dict[str, Price]] = {
     "Attention": attention.PRICES,
     "Element by element": elementwise.PRICES,
     "Along a dimension": reductions.PRICES,
+    "Losses": losses.PRICES,
+    "Windows, interpolation and sampling": pooling.PRICES,
+    "Linear algebra": linalg.PRICES,
     "Reading and writing at positions": indexing.PRICES,
     "Without arithmetic": free.PRICES,
     "Between processes": collectives.PRICES,

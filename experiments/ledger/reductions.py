@@ -62,21 +62,18 @@ def _batch_norm_backward(call: Call) -> int:
     return call["input"].numel() * (10 * to_input + 2 * to_weight + to_bias)
 
 
-def _targets(call: Call) -> int:
-    return call["target"].numel()
-
-
 def _pairwise(call: Call) -> int:
     left, right = call["x1"], call["x2"]
     return 3 * prod(left.shape[:-1]) * right.shape[-2] * left.shape[-1]
 
 
-def _losses(flops: int) -> Rule:
-    def count(call: Call) -> int:
-        averaged = 0 if call["reduction"] == 0 else 1
-        return (flops + averaged) * numel(call.first())
+def _self_distances(call: Call) -> int:
+    points = call["self"]
+    return 3 * points.shape[0] * (points.shape[0] - 1) // 2 * points.shape[1]
 
-    return Rule(f"{flops}·inputs, + inputs if averaged", count)
+
+def _distance(call: Call) -> int:
+    return 3 * max(call.first().numel(), call["other"].numel()) + call.out.numel()
 
 
 def _fourier(call: Call) -> int:
@@ -101,7 +98,7 @@ PRICES: dict[str, Price] = {
             "bincount",
             "histc",
         ),
-        *("nanmean", "_coalesce"),
+        *("nanmean", "_coalesce", "histogram", "_histogramdd_bin_edges", "_histogramdd_from_bin_cts"),
     ),
     **priced(
         Price(
@@ -163,28 +160,19 @@ PRICES: dict[str, Price] = {
         "_fused_rms_norm_backward",
     ),
     **priced(
-        Price(Rule("targets", _targets), because="one term a target"),
-        *("nll_loss_forward", "nll_loss_backward", "nll_loss2d_forward", "nll_loss2d_backward"),
-    ),
-    **priced(Price(_losses(2), because="difference, square"), "mse_loss"),
-    **priced(Price(_losses(3), because="difference, magnitude, piece"), "smooth_l1_loss", "huber_loss"),
-    **priced(
-        Price(_losses(6), because="max(x, 0) - x y + log(1 + e⁻|x|)"),
-        *("binary_cross_entropy_with_logits", "binary_cross_entropy"),
-    ),
-    **priced(per_input(3, "g (x - y) / (x (1 - x))"), "binary_cross_entropy_backward"),
-    **priced(
         Price(Rule("3·left·right·width", _pairwise), because="difference, power, sum"),
-        "_cdist_forward",
-        "_cdist_backward",
+        *("_cdist_forward", "_cdist_backward", "_euclidean_dist"),
     ),
+    **priced(
+        Price(Rule("3·pairs·width", _self_distances), because="difference, power, sum; each pair once"),
+        *("_pdist_forward", "_pdist_backward"),
+    ),
+    **priced(Price(Rule("3·inputs + outputs", _distance), because="difference, power, sum; root"), "dist"),
+    **priced(per_input(3, "power, sum, scale"), "renorm", "_weight_norm_interface"),
+    **priced(per_input(6, "scale, dot product along the norm, combine"), "_weight_norm_interface_backward"),
     **priced(
         per_input(1, "a selection sees each element once"),
-        "topk",
-        "kthvalue",
-        "median",
-        "mode",
-        "multinomial",
+        *("topk", "kthvalue", "median", "nanmedian", "mode", "multinomial"),
     ),
     **priced(
         Price(Rule("inputs·⌈log₂ length⌉", _sorting), because="comparisons of a merge sort"),
