@@ -40,12 +40,19 @@ def live_pairs(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) ->
 
 def forward_cost(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Cost:
     """Price of one attention read; the mask is added only if it holds numbers."""
-    pairs = live_pairs(query, key, mask, causal)
-    products = 2 * pairs * (query.shape[-1] + value.shape[-1])
     adds = mask is not None and mask.dtype is not torch.bool
+    pairs = live_pairs(query, key, mask, causal)
+    return read_cost(pairs, query, key, value, FORWARD_PER_PAIR + adds, stored(tensors(mask)))
+
+
+def read_cost(
+    pairs: int, query: Tensor, key: Tensor, value: Tensor, per_pair: int, bytes_of_mask: int
+) -> Cost:
+    """Price of scoring ``pairs`` pairs, of ``per_pair`` operations on each score, and of the weighted sum."""
+    products = 2 * pairs * (query.shape[-1] + value.shape[-1])
     out = prod(query.shape[:-1]) * value.shape[-1] * value.element_size()
-    traffic = Traffic(stored(tensors([query, key, value, mask])), out)
-    return Cost.of(products + pairs * (FORWARD_PER_PAIR + adds), products, traffic)
+    traffic = Traffic(stored([query, key, value]) + bytes_of_mask, out)
+    return Cost.of(products + pairs * per_pair, products, traffic)
 
 
 def backward_cost(

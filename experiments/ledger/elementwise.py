@@ -32,10 +32,23 @@ def _weight(factor: Any) -> int:
     return 0 if factor is None or (not isinstance(factor, (Tensor, list, tuple)) and factor == 1) else 1
 
 
+def _counter(call: Call) -> bool:
+    """Whether a single integer is counted up in place, such as the batches a batch norm has seen."""
+    target = call.first()
+    return (
+        isinstance(target, Tensor)
+        and call.func._schema.name.endswith("_")
+        and target.ndim == 0
+        and not (target.is_floating_point() or target.is_complex())
+    )
+
+
 def scaled(flops: int, factors: tuple[str, ...], because: str) -> Price:
     """As :func:`elementwise`, and one operation more if one of the arguments called ``factors`` is not 1."""
 
     def count(call: Call) -> int:
+        if _counter(call):
+            return 0
         return (flops + max(_weight(call[factor]) for factor in factors)) * elements(call)
 
     text = "outputs" if flops == 1 else f"{flops}·outputs"
@@ -56,17 +69,35 @@ def _bits(call: Call) -> int:
     return total(out for out in call.written() if out.dtype is not torch.bool)
 
 
-def _fused(flops: int) -> Rule:
-    return Rule(f"{flops}·parameters", lambda call: flops * _first_elements(call))
+def _adam(flops: int, decay: int) -> Rule[int]:
+    def count(call: Call) -> int:
+        each = flops + decay * (call["weight_decay"] != 0) + call["amsgrad"] + call["maximize"]
+        return each * _first_elements(call)
+
+    text = f"{flops}·parameters" + (f", + {decay} with decay" if decay else "")
+    return Rule(text + ", + 1 with amsgrad, + 1 to maximise", count)
+
+
+def _adagrad(call: Call) -> int:
+    return (7 + 2 * (call["weight_decay"] != 0) + call["maximize"]) * _first_elements(call)
+
+
+def _sgd(call: Call) -> int:
+    each = 2 + 2 * (call["weight_decay"] != 0) + call["maximize"]
+    if call["momentum"] != 0 and not call["is_first_step"]:
+        each += 2 + (call["dampening"] != 0)
+    return (each + 2 * (call["momentum"] != 0 and call["nesterov"])) * _first_elements(call)
 
 
 def _stepped(call: Call) -> Traffic:
     state = ("self", "exp_avgs", "exp_avg_sqs", "state_sums", "momentum_buffer_list")
+    state += ("max_exp_avg_sqs",) if call["amsgrad"] else ()
     kept = sum(tensor.numel() * tensor.element_size() for name in state for tensor in tensors(call[name]))
     return Traffic(kept + sum(t.numel() * t.element_size() for t in tensors(call["grads"])), kept)
 
 
 _STEP_BYTES = Rule("parameters, gradients and state read; parameters and state written", _stepped)
+_SPELLED = "the steps of the optimizer, spelled out"
 
 _ONE = """
     mul div neg abs reciprocal sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos
@@ -144,7 +175,7 @@ _FORMULAS: dict[str, tuple[int, str]] = {
     "glu_backward": (4, "g σ; g a σ (1 - σ), over both halves"),
 }
 
-_SUM = "sum of two; a factor is one more"
+_SUM = "sum of two; a factor is one more; a single integer counted up is bookkeeping"
 _PRODUCT = "sum and product; a factor is one more"
 
 PRICES: dict[str, Price] = {
@@ -177,7 +208,18 @@ PRICES: dict[str, Price] = {
         "mvlgamma",
     ),
     **priced(per_input(2, "min(x, 0) - log(1 + e⁻|x|)"), "log_sigmoid_forward"),
-    **priced(Price(_fused(14), _STEP_BYTES, "the steps of Adam, spelled out"), "_fused_adamw", "_fused_adam"),
-    **priced(Price(_fused(7), _STEP_BYTES, "the steps of Adagrad, spelled out"), "_fused_adagrad"),
-    **priced(Price(_fused(6), _STEP_BYTES, "decay, momentum and step"), "_fused_sgd"),
+    **priced(Price(_adam(14, 0), _STEP_BYTES, _SPELLED), "_fused_adamw"),
+    **priced(Price(_adam(13, 2), _STEP_BYTES, _SPELLED), "_fused_adam"),
+    **priced(
+        Price(Rule("7·parameters, + 2 with decay, + 1 to maximise", _adagrad), _STEP_BYTES, _SPELLED),
+        "_fused_adagrad",
+    ),
+    **priced(
+        Price(
+            Rule("2·parameters, + 2 each with decay, momentum, Nesterov, + 1 to maximise", _sgd),
+            _STEP_BYTES,
+            _SPELLED,
+        ),
+        "_fused_sgd",
+    ),
 }

@@ -9,11 +9,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.ledger.bill import RECOMPUTE, Bill
+from experiments.ledger.flex import FLEX, FLEX_BACKWARD, flex_cost
 from experiments.ledger.free import VIEWED
 from experiments.ledger.price import Call, Cost, Price
 from experiments.ledger.prices import Operator, price_of
@@ -124,7 +126,8 @@ class Ledger(Bill):
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator and bill it."""
-        if self._quiet:
+        # What torch traces, to derive a backward from, it does not compute.
+        if self._quiet or is_fx_symbolic_tracing():
             return func(*args, **kwargs)
         region = self._trace.region()
         if region is not None:
@@ -150,6 +153,8 @@ class Ledger(Bill):
 
     def _by_its_parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Without autograd, torch shows composite operators whole; views are free; the rest has no price."""
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return self._higher_order(func, args, kwargs)
         if isinstance(func, torch._ops.OpOverload):
             with self._watch:
                 out = func.decompose(*args, **kwargs)
@@ -160,6 +165,32 @@ class Ledger(Bill):
                 self._put_down(str(func._overloadpacket), VIEWED(Call(func, args, kwargs, out)))
                 return out
         raise UnpricedOperator(str(func), self._trace.module(), caller(), shapes(args))
+
+    def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """FlexAttention has a price; any other operator that runs functions costs what they do."""
+        name = func.name()
+        if name in (FLEX, FLEX_BACKWARD):
+            self._put_down(name, flex_cost(name, args, self._count))
+            return func(*args, **kwargs)
+        return func(*(self._watched(given) for given in args), **kwargs)
+
+    def _watched(self, given: Any) -> Any:
+        """A function that is seen while an operator runs it; anything else as it is."""
+        if isinstance(given, Tensor) or not callable(given):
+            return given
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self._watch:
+                return given(*args, **kwargs)
+
+        return watched
+
+    def _count(self, function: Callable[[], Any]) -> int:
+        bill = Ledger()
+        bill._own_prices = self._own_prices
+        with bill, torch.no_grad():
+            function()
+        return bill.flops
 
     def _put_down(self, operator: str, cost: Cost) -> None:
         self._record(self._phase(operator), operator, self._trace.module(), cost)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
 from torch import Tensor
 
 from experiments.ledger.price import Call, Price, Rule, is_sparse, numel, priced
@@ -12,12 +13,37 @@ from experiments.ledger.price import Call, Price, Rule, is_sparse, numel, priced
 def _product(left: Tensor, right: Tensor) -> int:
     """Multiply-adds of ``left @ right``, with or without a batch dimension, times two."""
     columns = right.shape[-1] if right.ndim > 1 else 1
+    if is_sparse(left) and is_sparse(right):
+        return 2 * _meetings(left, right)
     if is_sparse(left):
         return 2 * numel(left) * columns
     rows = prod(left.shape[:-1])
     if is_sparse(right):
         return 2 * numel(right) * rows
     return 2 * rows * left.shape[-1] * columns
+
+
+def _meetings(left: Tensor, right: Tensor) -> int:
+    """Pairs of stored entries, one in a column of ``left``, one in the row of ``right`` of the same number."""
+    inner = left.shape[-1]
+    if left.is_meta or {left.layout, right.layout} - {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc}:
+        return numel(left) * numel(right) // max(inner, 1)
+    with torch.no_grad():
+        columns, rows = (_entries(left, 1, inner), _entries(right, 0, inner))
+        return int((columns * rows).sum())
+
+
+def _entries(matrix: Tensor, dim: int, length: int) -> Tensor:
+    """Stored entries of each row (``dim`` 0) or column (1)."""
+    if matrix.layout is torch.sparse_coo:
+        return torch.bincount(matrix._indices()[dim], minlength=length)
+    by_row = matrix.layout is torch.sparse_csr
+    pointers, others = (
+        (matrix.crow_indices(), matrix.col_indices())
+        if by_row
+        else (matrix.ccol_indices(), matrix.row_indices())
+    )
+    return pointers.diff() if by_row == (dim == 0) else torch.bincount(others, minlength=length)
 
 
 def _operands(call: Call) -> tuple[Tensor, Tensor]:
@@ -44,14 +70,13 @@ def _added(call: Call) -> int:
     return bias + out * (alpha not in (None, 1))
 
 
-def _masked_product(call: Call) -> int:
-    left, _ = _operands(call)
-    return 2 * numel(call.out) * left.shape[-1]
-
-
 def _sampled(call: Call) -> int:
     """A product of which only the positions stored in the first argument are computed."""
     return 2 * numel(call.first()) * call.args[1].shape[-1]
+
+
+def _reduced_backward(call: Call) -> int:
+    return 2 * numel(call["self"]) * call["grad_out"].shape[-1] * sum(map(bool, call["output_mask"]))
 
 
 def _convolution(call: Call) -> int:
@@ -96,21 +121,32 @@ def _lstm(call: Call) -> int:
     return 2 * image.shape[0] * image.shape[1] * (inputs.numel() + hidden.numel())
 
 
+def _lstm_cells(call: Call) -> int:
+    # Four gates: two products and their biases are added (3), a nonlinearity (1); then c = f c + i g, h = o tanh(c).
+    each = 4 * (2 + 2 * bool(call["has_biases"])) + 5
+    return call["input"].shape[0] * call["input"].shape[1] * call["hidden_size"] * each
+
+
 def _lstm_backward(call: Call) -> int:
     image, inputs, hidden = call["input"], call["weight1"], call["weight2"]
-    return 2 * image.shape[0] * image.shape[1] * (inputs.numel() + hidden.numel())
+    return 4 * image.shape[0] * image.shape[1] * (inputs.numel() + hidden.numel())
 
 
-def _lstm_cells(call: Call) -> int:
-    image, hidden = call["input"], call["hidden_size"]
-    # Four gates: two biases added to two products (3), a nonlinearity (1); then c = f c + i g and h = o tanh(c).
-    return image.shape[0] * image.shape[1] * hidden * (4 * 4 + 5)
+def _lstm_cells_backward(call: Call) -> int:
+    time, batch, width = *call["input"].shape[:2], call["hidden_size"]
+    biases = 8 * width * bool(call["has_biases"])
+    # Five nonlinearities (3 each), six products, sums into the biases; then what the steps have in common is summed.
+    cells = time * batch * (21 * width + biases)
+    return cells + (time - 1) * (
+        call["weight1"].numel() + call["weight2"].numel() + biases + 2 * batch * width
+    )
 
 
-_TWO = Rule("2·m·k·n; 2·nnz·n if sparse", _matmul)
+_TWO = Rule("2·m·k·n; 2·nnz·n if sparse, 2·meetings if both are", _matmul)
 _PLUS = Rule(
     "2·m·k·n + m·n per bias or scaling; 2·nnz·n if sparse", lambda call: _matmul(call) + _added(call)
 )
+_REDUCED_BACKWARD = Rule("2·nnz·n per gradient asked for", _reduced_backward)
 _CONVOLUTION = Rule("2·batch·positions·numel(weight)", _convolution)
 _CONVOLUTION_BACKWARD = Rule("2·batch·positions·numel(weight) per gradient asked for", _convolution_backward)
 _LSTM = Rule("2·time·batch·(numel(W_in) + numel(W_hidden))", _lstm)
@@ -118,7 +154,8 @@ _LSTM = Rule("2·time·batch·(numel(W_in) + numel(W_hidden))", _lstm)
 PRICES: dict[str, Price] = {
     **priced(
         Price(_TWO, because="multiply-add = 2", matmul=_TWO),
-        *("mm", "bmm", "mv", "dot", "vdot", "_int_mm", "_sparse_mm"),
+        *("mm", "bmm", "mv", "dot", "vdot", "_int_mm", "_sparse_mm", "_sparse_mm_reduce_impl"),
+        "_sparse_sparse_matmul",
     ),
     **priced(
         Price(_PLUS, because="multiply-add = 2; bias = 1 an output", matmul=_TWO),
@@ -136,12 +173,8 @@ PRICES: dict[str, Price] = {
         *("_grouped_mm", "_scaled_grouped_mm"),
     ),
     **priced(
-        Price(
-            Rule("2·nnz(out)·k", _masked_product),
-            because="only stored outputs are computed",
-            matmul=Rule("2·nnz(out)·k", _masked_product),
-        ),
-        "_sparse_mm_reduce_impl",
+        Price(_REDUCED_BACKWARD, because="each gradient costs one forward", matmul=_REDUCED_BACKWARD),
+        "_sparse_mm_reduce_impl_backward",
     ),
     **priced(
         Price(Rule("2·nnz·k", _sampled), because="only stored outputs", matmul=Rule("2·nnz·k", _sampled)),
@@ -176,7 +209,10 @@ PRICES: dict[str, Price] = {
     **priced(Price(Rule("3·expanded elements", _trilinear), because="two products and a sum"), "_trilinear"),
     **priced(
         Price(
-            Rule(_LSTM.text + " + 21·time·batch·hidden", lambda call: _lstm(call) + _lstm_cells(call)),
+            Rule(
+                _LSTM.text + " + (13 + 8·biases)·time·batch·hidden",
+                lambda call: _lstm(call) + _lstm_cells(call),
+            ),
             because="the four gates of an LSTM, step by step",
             matmul=_LSTM,
         ),
@@ -184,9 +220,12 @@ PRICES: dict[str, Price] = {
     ),
     **priced(
         Price(
-            Rule("twice the forward", lambda call: 2 * (_lstm_backward(call) + _lstm_cells(call))),
-            because="gradients of inputs and of weights",
-            matmul=Rule("twice the forward", lambda call: 2 * _lstm_backward(call)),
+            Rule(
+                "4·time·batch·(numel(W_in) + numel(W_hidden)) + (21 + 8·biases)·time·batch·hidden, + sums over time",
+                lambda call: _lstm_backward(call) + _lstm_cells_backward(call),
+            ),
+            because="gradients of inputs, first state and weights, step by step",
+            matmul=Rule("twice the forward", _lstm_backward),
         ),
         "mkldnn_rnn_layer_backward",
     ),

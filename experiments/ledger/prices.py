@@ -37,13 +37,23 @@ SECTIONS: dict[str, dict[str, Price]] = {
 
 PRICES: dict[str, Price] = {name: price for section in SECTIONS.values() for name, price in section.items()}
 
+# Primitives that have another name than the aten operator whose price they have.
+_PRIMS = {
+    "aten.convert_element_type": "aten._to_copy",
+    "aten.device_put": "aten._to_copy",
+    "aten.iota": "aten.arange",
+    "aten.broadcast_in_dim": "aten.as_strided",
+    "aten.copy_to": "aten.copy",
+}
+
 Operator = torch._ops.OpOverloadPacket
 
 
 def price_of(func: torch._ops.OpOverload) -> tuple[str, Callable[[Call], Cost]] | None:
     """The name an operator is billed under and its price, or None if it has none.
 
-    An operator that changes its argument in place has the price of the one that does not. An operator outside aten
+    An operator that changes its argument in place has the price of the one that does not, a primitive that of the
+    aten operator it is a part of. An operator outside aten
     is priced by the formula registered with ``torch.utils.flop_counter.register_flop_formula``; if that formula
     has an attribute ``bytes_formula`` (same arguments), it gives the bytes: those read, those written and the part
     of both at places that the data decide. An attribute ``billed_as`` names the operator it stands in for on some
@@ -51,7 +61,8 @@ def price_of(func: torch._ops.OpOverload) -> tuple[str, Callable[[Call], Cost]] 
     """
     packet = func._overloadpacket
     name = str(packet)
-    for candidate in (name, name.removesuffix("_")):
+    aten = name.replace("prims.", "aten.", 1)
+    for candidate in (name, name.removesuffix("_"), aten, _PRIMS.get(aten, aten)):
         if candidate in PRICES:
             return candidate, PRICES[candidate]
     if packet in flop_registry:

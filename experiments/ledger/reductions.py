@@ -98,7 +98,14 @@ PRICES: dict[str, Price] = {
             "bincount",
             "histc",
         ),
-        *("nanmean", "_coalesce", "histogram", "_histogramdd_bin_edges", "_histogramdd_from_bin_cts"),
+        *(
+            "nanmean",
+            "_coalesce",
+            "_sparse_sum",
+            "histogram",
+            "_histogramdd_bin_edges",
+            "_histogramdd_from_bin_cts",
+        ),
     ),
     **priced(
         Price(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol
@@ -10,11 +11,14 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental import _config as fx_config
 
 from experiments.ledger.attention import backward_cost, forward_cost
 from experiments.ledger.price import Cost
 
 _DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+# Whoever compiles a function has imported one of these; importing them for everybody takes seconds.
+_COMPILERS = {"torch._dynamo", "torch.nn.attention.flex_attention"}
 ATTENTION = "scaled_dot_product_attention"
 
 
@@ -35,6 +39,7 @@ def spell(meter: Meter, stack: ExitStack) -> None:
 
     Attention picks among flash, efficient and plain kernels by device, dropout and mask; dropout exists in training
     only; the fused encoder layer exists in evaluation only. Each would otherwise change the bill of the same model.
+    Compiled functions run uncompiled meanwhile.
 
     Args:
         meter: The ledger.
@@ -43,6 +48,11 @@ def spell(meter: Meter, stack: ExitStack) -> None:
     _replace(stack, ATTENTION, functools.partial(_attention, meter))
     for name in _DROPOUTS:
         _replace(stack, name, functools.partial(_dropout, meter))
+    if not _COMPILERS.isdisjoint(sys.modules):
+        # Compiled code hides its operators. Run as written, it is seen, and is left as fast as it was.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+    # A selection by a mask that has no values takes everything, as attention does.
+    stack.enter_context(fx_config.patch(meta_nonzero_assume_all_nonzero=True))
     stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
     torch.backends.mha.set_fastpath_enabled(False)
 
