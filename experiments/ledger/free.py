@@ -74,6 +74,7 @@ PRICES: dict[str, Price] = {
             "sparse_resize_and_clear",
             "_amp_update_scale",
             "_linalg_check_errors",
+            "_has_same_storage_numel",
         ),
     ),
     **_free(

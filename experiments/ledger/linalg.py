@@ -105,18 +105,12 @@ def _applied(call: Call) -> int:
 
 def _svd(call: Call) -> int:
     batch, m, n = _tall(call.first())
-    if call["compute_uv"] is False:
-        return batch * (2 * m * n * n + 2 * n**3)
     return batch * (4 * m * m * n + 22 * n**3 if call["full_matrices"] else 6 * m * n * n + 20 * n**3)
 
 
 def _pinv(call: Call) -> int:
     batch, m, n = _tall(call.first())
     return batch * (6 * m * n * n + 20 * n**3 + 2 * m * n * n + m * n)
-
-
-def _eigh(call: Call) -> int:
-    return _square(9)(call) if call["compute_v"] else _square(4, 3)(call)
 
 
 def _least_squares(call: Call) -> int:
@@ -171,19 +165,15 @@ _MEMBERS: tuple[tuple[Price, str], ...] = (
     (_rule("width·(4·m·k - 2·k²)", _applied, "k reflections applied"), "ormqr"),
     (
         _rule(
-            "6·m·n² + 20·n³; all of U 4·m²·n + 22·n³; values alone 2·m·n² + 2·n³",
+            "6·m·n² + 20·n³; all of U 4·m²·n + 22·n³",
             _svd,
             "Golub and Van Loan, R-SVD, m ≥ n",
         ),
         "_linalg_svd",
     ),
     (_rule("8·m·n² + 20·n³ + m·n", _pinv, "singular values, then one product"), "linalg_pinv"),
-    (
-        _rule("9·n³; values alone 4·n³/3", _eigh, "Golub and Van Loan, symmetric QR iteration"),
-        "_linalg_eigh",
-    ),
+    (_rule("9·n³", _square(9), "Golub and Van Loan, symmetric QR iteration with vectors"), "_linalg_eigh"),
     (_rule("25·n³", _square(25), "Golub and Van Loan, QR iteration with vectors"), "linalg_eig"),
-    (_rule("10·n³", _square(10), "Golub and Van Loan, QR iteration"), "_linalg_eigvals linalg_eigvals"),
     (
         _rule("2·m·n² - 2·n³/3 + columns·(4·m·n - n²)", _least_squares, "QR, reflections, substitution"),
         "linalg_lstsq",

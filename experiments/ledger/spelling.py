@@ -52,7 +52,7 @@ def spell(meter: Meter, stack: ExitStack) -> None:
         # Compiled code hides its operators. Run as written, it is seen, and is left as fast as it was.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
     # A selection by a mask that has no values takes everything, as attention does.
-    stack.enter_context(fx_config.patch(meta_nonzero_assume_all_nonzero=True))
+    stack.enter_context(fx_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
     stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
     torch.backends.mha.set_fastpath_enabled(False)
 
