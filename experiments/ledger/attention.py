@@ -108,7 +108,10 @@ _BACKWARD = Price(
     Rule("pairs·(4·d_key + 4·d_value)", lambda call: _backward(call).matmul_flops),
 )
 
-_KERNELS = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+_KERNELS = (
+    *("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention"),
+    "fused_attention_overrideable",
+)
 
 PRICES: dict[str, Price] = {
     **priced(

@@ -16,6 +16,21 @@ def elements(call: Call) -> int:
     return max(sparse) if sparse else total(call.written())
 
 
+def numbers(counted: Tensor) -> int:
+    """Elements of a tensor, a complex one being two."""
+    return numel(counted) * (1 + counted.is_complex())
+
+
+def _is_complex(operand: Any) -> bool:
+    return operand.is_complex() if isinstance(operand, Tensor) else isinstance(operand, complex)
+
+
+def _multiplied(call: Call) -> int:
+    """A product of complex numbers is four products and two sums, by a real number two products."""
+    complexes = sum(_is_complex(call[name]) for name in ("self", "other"))
+    return (1, 2, 6)[complexes] * elements(call)
+
+
 def elementwise(flops: int, because: str) -> Price:
     """Price of ``flops`` operations an output element.
 
@@ -49,14 +64,15 @@ def scaled(flops: int, factors: tuple[str, ...], because: str) -> Price:
     def count(call: Call) -> int:
         if _counter(call):
             return 0
-        return (flops + max(_weight(call[factor]) for factor in factors)) * elements(call)
+        parts = 1 + any(out.is_complex() for out in call.written())
+        return (flops + max(_weight(call[factor]) for factor in factors)) * elements(call) * parts
 
     text = "outputs" if flops == 1 else f"{flops}·outputs"
     return Price(Rule(f"{text}, + outputs if {factors[0]} is not 1", count), because=because)
 
 
 def _first_elements(call: Call) -> int:
-    return total(tensors(call.first()))
+    return sum(map(numbers, tensors(call.first())))
 
 
 def per_input(flops: int, because: str) -> Price:
@@ -100,7 +116,7 @@ _STEP_BYTES = Rule("parameters, gradients and state read; parameters and state w
 _SPELLED = "the steps of the optimizer, spelled out"
 
 _ONE = """
-    mul div neg abs reciprocal sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos
+    neg abs reciprocal sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos
     atan atan2 sinh cosh tanh asinh acosh atanh sigmoid erf erfc erfinv pow relu clamp clamp_min clamp_max
     maximum minimum fmax fmin hardtanh floor ceil round trunc frac sign sgn floor_divide remainder fmod
     bitwise_left_shift bitwise_right_shift __lshift__ __rshift__
@@ -179,6 +195,13 @@ _SUM = "sum of two; a factor is one more; a single integer counted up is bookkee
 _PRODUCT = "sum and product; a factor is one more"
 
 PRICES: dict[str, Price] = {
+    **priced(
+        Price(
+            Rule("outputs; 6·outputs if both are complex, 2·outputs if one is", _multiplied),
+            because="one operation an element; a complex product is four products and two sums",
+        ),
+        *("mul", "div"),
+    ),
     **priced(elementwise(1, "one operation an element"), *_ONE.split()),
     **priced(
         elementwise(1, "one operation an element"), *(f"_foreach_{name}" for name in _FOREACH_ONE.split())

@@ -12,6 +12,11 @@ from experiments.ledger.price import Call, Price, Rule, is_sparse, numel, priced
 
 def _product(left: Tensor, right: Tensor) -> int:
     """Multiply-adds of ``left @ right``, with or without a batch dimension, times two."""
+    # Of complex numbers, a multiply-add is four real ones.
+    return (4 if left.is_complex() else 1) * _real_product(left, right)
+
+
+def _real_product(left: Tensor, right: Tensor) -> int:
     columns = right.shape[-1] if right.ndim > 1 else 1
     if is_sparse(left) and is_sparse(right):
         return 2 * _meetings(left, right)
@@ -153,7 +158,7 @@ _LSTM = Rule("2·time·batch·(numel(W_in) + numel(W_hidden))", _lstm)
 
 PRICES: dict[str, Price] = {
     **priced(
-        Price(_TWO, because="multiply-add = 2", matmul=_TWO),
+        Price(_TWO, because="multiply-add = 2, of complex numbers 8", matmul=_TWO),
         *("mm", "bmm", "mv", "dot", "vdot", "_int_mm", "_sparse_mm", "_sparse_mm_reduce_impl"),
         "_sparse_sparse_matmul",
     ),

@@ -58,7 +58,7 @@ def _rms_norm_backward(call: Call) -> int:
 
 
 def _batch_norm_backward(call: Call) -> int:
-    to_input, to_weight, to_bias = call["output_mask"]
+    to_input, to_weight, to_bias = call["output_mask"] or (True, True, True)
     return call["input"].numel() * (10 * to_input + 2 * to_weight + to_bias)
 
 
@@ -153,7 +153,7 @@ PRICES: dict[str, Price] = {
             Rule("(10·to input + 2·to weight + to bias)·inputs", _batch_norm_backward),
             because="as layer norm",
         ),
-        "native_batch_norm_backward",
+        *("native_batch_norm_backward", "batch_norm_backward", "cudnn_batch_norm_backward"),
     ),
     **priced(
         Price(

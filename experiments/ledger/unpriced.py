@@ -33,7 +33,7 @@ class UnpricedOperator(RuntimeError):  # noqa: N818 - named for what went unpric
             "  from experiments.ledger import elementwise\n"
             f'  Ledger(model, prices={{torch.ops.{name}: elementwise(1, "why")}})\n'
             "or for everyone, in the table of experiments/ledger it belongs to "
-            "(matmul, attention, elementwise, reductions, indexing, free):\n"
+            "(matmul, attention, elementwise, reductions, losses, pooling, linalg, indexing, free):\n"
             f'  **priced(elementwise(1, "why"), "{name.split(".", 1)[-1].removesuffix("_")}"),\n'
             "An operator of your own takes torch.utils.flop_counter.register_flop_formula."
         )

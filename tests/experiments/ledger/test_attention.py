@@ -158,3 +158,52 @@ def test_functions_are_put_back():
     with pytest.raises(ZeroDivisionError), Ledger():
         1 / 0  # noqa: B018
     assert (F.scaled_dot_product_attention, F.dropout) == before
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("device", "dropout"), [("cpu", 0.0), ("cpu", 0.1), ("meta", 0.0)])
+def test_grouped_queries_cost_their_pairs(groups, device, dropout):
+    query = torch.randn(B, H, T, D, device=device, requires_grad=True)
+    key, value = (torch.randn(B, groups, T, D, device=device, requires_grad=True) for _ in range(2))
+    ledger = bill(fused, query, key, value, is_causal=True, enable_gqa=True, dropout_p=dropout)
+    assert ledger.by_phase == {"forward": CAUSAL * (4 * D + 6), "backward": CAUSAL * (8 * D + 5)}
+
+
+@pytest.mark.parametrize("kernel", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+def test_padding_masks_bill_the_keys_that_are_there(kernel):
+    lengths = torch.tensor([T, 2])
+    there = (torch.arange(T) < lengths[:, None])[:, None, None]
+    added = torch.zeros(B, 1, 1, T).masked_fill(~there, torch.finfo(torch.float32).min)
+    alive = H * T * (T + 2)
+    with sdpa_kernel(kernel):
+        boolean, numbers = (bill(fused, *heads(), attn_mask=mask) for mask in (there, added))
+    assert boolean.by_phase == {"forward": alive * (4 * D + 6), "backward": alive * (8 * D + 5)}
+    assert numbers.by_phase == {"forward": alive * (4 * D + 7), "backward": alive * (8 * D + 5)}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_multihead_attention_with_and_without_weights(training):
+    layer = nn.MultiheadAttention(H * D, H, dropout=0.1, batch_first=True).train(training)
+    x = torch.randn(B, T, H * D)
+    bills = []
+    for need_weights in (True, False):
+        with Ledger(layer) as ledger:
+            layer(x, x, x, need_weights=need_weights)
+        bills.append(ledger)
+    with_weights, without = bills
+    assert with_weights.matmul_flops == without.matmul_flops == 2 * B * T * 4 * (H * D) ** 2 + PAIRS * 4 * D
+    # Weights wanted, the queries are scaled instead of the scores, and the weights averaged over heads.
+    queries_scaled, scores_scaled, averaged = B * T * H * D, PAIRS, PAIRS
+    assert with_weights.flops - without.flops == queries_scaled - scores_scaled + averaged
+
+
+def test_transformer_encoder_with_padding_costs_the_same_in_its_fast_path():
+    layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    x, padding = torch.randn(B, T, 8), torch.zeros(B, T, dtype=torch.bool)
+    padding[0, 3:] = True
+    with Ledger(layers) as train:
+        layers(x, src_key_padding_mask=padding)
+    layers.eval()
+    with Ledger(layers) as fast, torch.no_grad():
+        layers(x, src_key_padding_mask=padding)
+    assert (fast.flops, fast.matmul_flops) == (train.flops, train.matmul_flops)

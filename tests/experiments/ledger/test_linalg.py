@@ -120,3 +120,13 @@ SUMS = ["std", "var_mean", "prod", "nansum", "aminmax", "diff", "trapezoid", "co
 def test_scans_selections_and_statistics_are_priced(name):
     function = getattr(torch, name)
     assert flops(function, X, -1) > 0 if name in SCANS else flops(function, X) > 0
+
+
+def test_complex_numbers_are_two_numbers():
+    z, real = torch.complex(X, X), X
+    n = X.numel()
+    assert flops(torch.add, z, z) == 2 * n
+    assert flops(torch.mul, z, z) == 6 * n
+    assert flops(torch.mul, z, real) == flops(torch.mul, z, 2.0) == 2 * n
+    assert flops(torch.sum, z) == 2 * n
+    assert flops(torch.mm, z, z.T) == 4 * flops(torch.mm, real, real.T) == 8 * 4 * 4 * 8

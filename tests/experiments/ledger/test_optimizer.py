@@ -93,3 +93,75 @@ def test_closure_is_forward_and_backward_not_optimizer(parameter):
     with Ledger() as ledger:
         optimizer.step(closure)
     assert ledger.by_phase == {"forward": 2 * N, "backward": 3 * N, "optimizer": 2 * N}
+
+
+def parameters():
+    return [nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(4, 2))]
+
+
+SIZE = 3 * 4 + 4 * 2
+OPTIMIZERS = [
+    "AdamW",
+    "Adam",
+    "SGD",
+    "Adagrad",
+    "RMSprop",
+    "NAdam",
+    "RAdam",
+    "Adamax",
+    "ASGD",
+    "Rprop",
+    "Adadelta",
+    "Adafactor",
+]
+OPTIONS = [
+    {},
+    *({"weight_decay": 0.1}, {"amsgrad": True}, {"maximize": True}, {"momentum": 0.9}),
+    {"momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1},
+    {"momentum": 0.9, "nesterov": True},
+]
+# Their forms over many parameters at once do more than their loops.
+COSTLIER = {"RAdam", "ASGD", "Rprop"}
+
+
+def step_flops(kind, **options):
+    given = parameters()
+    optimizer = kind(given, lr=0.1, **options)
+    for parameter in given:
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimizer.step()
+    with Ledger() as ledger:
+        optimizer.step()
+    return ledger.flops
+
+
+def arguments(name):
+    return set(getattr(torch.optim, name).__init__.__code__.co_varnames)
+
+
+TAKEN = [(name, options) for name in OPTIMIZERS for options in OPTIONS if set(options) <= arguments(name)]
+
+
+@pytest.mark.parametrize(("name", "options"), TAKEN, ids=str)
+def test_every_form_of_an_optimizer_costs_the_same(name, options):
+    kind = getattr(torch.optim, name)
+    loop = step_flops(kind, foreach=False, **options)
+    assert loop >= 2 * SIZE
+    assert (step_flops(kind, foreach=True, **options) == loop) or name in COSTLIER
+    if "fused" in arguments(name):
+        assert step_flops(kind, fused=True, **options) == loop
+
+
+def test_lbfgs_pays_for_its_closure_and_its_history(parameter):
+    optimizer = torch.optim.LBFGS([parameter], max_iter=4)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (parameter - 2).square().sum() + parameter.prod()
+        loss.backward()
+        return loss
+
+    with Ledger() as ledger:
+        optimizer.step(closure)
+    assert set(ledger.by_phase) == {"forward", "backward", "optimizer"}
+    assert all(ledger.by_phase.values())
