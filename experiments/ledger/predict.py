@@ -66,7 +66,7 @@ def predict(
         batch: as in training; on "meta" only shapes and types matter
 
     Raises:
-        NotPredictable: If the model looks at values: searches, a number of edges computed by a layer. With
+        NotPredictable: If the model looks at values: searches, sizes that a layer reads off a tensor. With
             ``device="cpu"`` the step is taken instead of predicted.
     """
     with ExitStack() as stack:

@@ -165,14 +165,31 @@ def test_nothing_is_allocated():
     assert bill.flops == 2 * (1 << 38) + (1 << 19)
 
 
-def test_a_layer_that_looks_at_values_says_what_to_do():
-    nodes, edges = torch.randn(10, 6), torch.randint(0, 10, (2, 40))
-    build = partial(GATConv, 6, 4)
-    with pytest.raises(NotPredictable, match=r"GATConv looks at values.*device='cpu'"):
-        predict(build, (nodes, edges))
-    counted = by_hand(build(), lambda model: model(nodes, edges).sum(), steps=1)
-    taken = predict(build, (nodes, edges), loss=lambda model, batch: model(*batch).sum(), device="cpu")
+class Bucketed(nn.Module):
+    """As many rows as the largest number says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return self.layer(x[: int(lengths.max())])
+
+
+def test_a_model_that_looks_at_values_says_what_to_do():
+    batch = torch.randn(10, 4), torch.tensor([3, 7])
+    with pytest.raises(NotPredictable, match=r"Bucketed looks at values.*device='cpu'"):
+        predict(Bucketed, batch)
+    counted = by_hand(Bucketed(), lambda model: model(*batch).sum(), steps=1)
+    taken = predict(Bucketed, batch, loss=lambda model, batch: model(*batch).sum(), device="cpu")
     same(taken, counted)
+
+
+def test_a_graph_without_loops_is_predicted():
+    nodes, edges = torch.randn(10, 6), torch.stack([torch.arange(40) % 10, (torch.arange(40) + 1) % 10])
+    build = partial(GATConv, 6, 4)
+    counted = by_hand(build(), lambda model: model(nodes, edges).sum(), steps=1)
+    same(predict(build, (nodes, edges), loss=lambda model, batch: model(*batch).sum()), counted)
 
 
 def test_mistakes_of_a_model_stay_what_they_are():
