@@ -140,7 +140,8 @@ def _wait_for_rows(folder: Path, count: int) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_study_that_was_stopped_continues_where_it_was(tmp_path: Path, how: signal.Signals) -> None:
-    process = _start(tmp_path, 6, 0.3)
+    # Long enough that a busy machine does not end before it is stopped.
+    process = _start(tmp_path, 6, 1.5)
     _wait_for_rows(tmp_path, 4)
     # Ctrl-C reaches the whole group, as from a terminal.
     os.killpg(process.pid, how) if how is signal.SIGINT else os.kill(process.pid, how)

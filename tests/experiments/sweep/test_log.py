@@ -26,7 +26,9 @@ with wandb.init() as run:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
+    # Its parent holds no run of another test.
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
     own = {"WANDB_MODE": "offline", "WANDB_DIR": str(folder), "WANDB_RUN_ID": "abc-0001"}
     subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=folder, env={**os.environ, **own}, check=True, capture_output=True
