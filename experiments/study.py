@@ -27,14 +27,15 @@ _Place = tuple[str, str, int, int, float]  # arm, regime, seed, width, budget
 class Study:
     """Arms compared with tuned dense transformers, at several sizes, budgets and seeds.
 
-    Dense runs at every budget with several widths around the one that tuning found best for it: with all seeds at
-    that best width, with the first seed at the others. Arms run at the best width too.
+    Dense runs at every budget with several widths around the one that tuning found best for it (an IsoFLOP profile):
+    with all seeds at that best width, with the first seed at the others. Arms run at the best width too.
 
     Args:
         data: The text.
         arms: Arms that read nothing but what they were trained on: names, or :class:`~experiments.arms.Arm`.
         widths: Widths to choose from.
         frontier: How many widths dense has at each budget: those nearest to the best one.
+        reach_frontier: How many it has at the budgets of ``reach``.
         budgets: Training FLOPs, everything counted.
         seeds: Each decides initial weights and order of data.
         whole_corpus: Arms that may look up all of the training text; another question, so never in one row.
@@ -61,6 +62,7 @@ class Study:
     budgets: Sequence[float]
     seeds: Sequence[int] = range(3)
     frontier: int = 4
+    reach_frontier: int = 3
     whole_corpus: Sequence[str | Arm] = ()
     controls: Sequence[str | Arm] = ()
     control_seeds: int = 1
@@ -119,7 +121,7 @@ class Study:
             changes |= {"budgets": budgets, "reach": (min(budgets) / 3, max(budgets) * 10 / 3)}
         given: dict[str, Any] = {"widths": widths, "seeds": seeds, "data": data}
         if widths is not None:  # asked for by name: all of them, at every budget
-            given["frontier"] = len(widths)
+            given["frontier"] = given["reach_frontier"] = len(widths)
         return replace(self, **changes, **{name: value for name, value in given.items() if value is not None})
 
     def quick(self) -> Study:
@@ -147,7 +149,7 @@ class Study:
         """The widths of the dense frontier at a budget: the nearest to the best one, the wider of two as near."""
         best = self.width_at(budget)
         nearest = sorted(set(self.widths), key=lambda width: (round(abs(math.log(width / best)), 9), -width))
-        return sorted(nearest[: self.frontier])
+        return sorted(nearest[: self.frontier if budget in self.budgets else self.reach_frontier])
 
     def settings_of(self, arm: str, regime: str, width: int, budget: float) -> dict[str, Any]:
         """Every setting of a run, defaults too: a changed default is another run, not a finished one."""
@@ -157,8 +159,9 @@ class Study:
 
     @property
     def tuning_budgets(self) -> list[float]:
-        """Every budget something runs at, ascending."""
-        return sorted({float(budget) for budget in (*self.budgets, *self.reach)})
+        """Every budget something runs at: the smallest one compared, then outwards, the nearest first."""
+        budgets = {float(budget) for budget in (*self.budgets, *self.reach)}
+        return sorted(budgets, key=lambda budget: abs(math.log(budget / min(self.budgets))))
 
     def tuning_places(self, budget: float) -> list[tuple[str, str, int]]:
         """Arm, regime and width of everything that is tuned by itself at a budget."""
@@ -186,7 +189,7 @@ class Study:
         yield from self._at(same, rising, first)
         yield from self._at(whole, rising, first)
         yield from self._at(dense, self.reach, first)
-        for budget in rising:
+        for budget in (*rising, *self.reach):
             for width in self.widths_at(budget):
                 yield from self._at(dense, [budget], first, width)
         yield from self._at(controls, falling[:1], first)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COORDINATES = ("batch", "layers", "matrix", "embedding", "head")
 MOVED = {"embedding": ("embedding", "table")}
 # How far a round goes from where it begins, to both sides, in octaves (layers: in layers); and from which of these
-# rounds a larger budget goes on, which begins with what a smaller one found.
+# rounds a later budget goes on, which begins with what an earlier one found.
 REACH = (2.0, 1.5, 1.0, 0.5)
 LATER = 2
 # Trials of a round: a power of two, which quasi-random points want.
@@ -45,7 +45,7 @@ def tune(
     carry_out: Callable[[str, list[Run]], Sequence[Run]],
     rounds: int = len(REACH),
 ) -> Iterator[list[dict[str, Any]]]:
-    """Search, smaller budgets first: larger ones begin with what those found.
+    """Search at the smallest budget compared, then outwards: the others begin with what the earlier ones found.
 
     Each round tries :data:`TRIALS` settings around the best so far, all coordinates at once, at the same quasi-random
     points (a scrambled Sobol sequence) of a range that is as wide for every arm and size and narrower from round to
@@ -56,7 +56,7 @@ def tune(
         study: What is tuned: dense at each width of its frontier, every arm at the best width, at each budget.
         results: Where trials are kept. Trials that lie there but not on the way of this search do not count.
         carry_out: Runs what is missing of a list under a title, and returns the runs that diverged.
-        rounds: How many at a budget; larger budgets have those of :data:`REACH` from :data:`LATER` on.
+        rounds: How many at a budget; all but the first have those of :data:`REACH` from :data:`LATER` on.
 
     Yields:
         What :func:`best` finds after each round.
@@ -83,16 +83,16 @@ def tune(
 
 
 def first_round(study: Study, budget: float) -> int:
-    """Wide ranges are for the smallest budget: a larger one knows where to look."""
-    return LATER if budget > study.tuning_budgets[0] else 0
+    """Wide ranges are for the budget searched first: the others know where to look."""
+    return 0 if budget == study.tuning_budgets[0] else LATER
 
 
 def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> list[Run]:
     """The trials of one round of the search at a budget, at every place that is tuned.
 
-    The first round at a budget begins where the nearest size with a smaller budget ended, in this search or, if it
-    has none, in the one the study rests on; or else at the study's own settings, which are its first trial. Each later
-    one begins with the best trial so far.
+    The first round at a budget begins where the nearest size ended at the nearest budget searched before; if there is
+    none, at a smaller budget of the search the study rests on; or else at the study's own settings, which are its
+    first trial. Each later one begins with the best trial so far.
 
     Args:
         study: What is tuned.
@@ -101,15 +101,16 @@ def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> 
         number: Which round.
     """
     losses = {(_place(row), _text(row["settings"])): _loss(row) for row in rows}
-    smaller = by_place(best([row for row in rows if row["budget"] < budget]))
-    # An arm that this search leaves out at smaller budgets goes on from what is known about it.
-    searched = {place[:2] for place in smaller}
+    before = study.tuning_budgets[: study.tuning_budgets.index(budget)]
+    earlier = by_place(best([row for row in rows if row["budget"] in before]))
+    # An arm that this search has left out so far goes on from what is known about it.
+    searched = {place[:2] for place in earlier}
     known = {
         place: found
         for place, found in study.tuned.items()
         if place[-1] < budget and place[:2] not in searched
     }
-    study = replace(study, tuned=known | smaller)
+    study = replace(study, tuned=known | earlier)
     runs = []
     for arm, regime, width in study.tuning_places(budget):
         settings = study.settings_of(arm, regime, width, budget)

@@ -86,12 +86,13 @@ def _miss(run: Run) -> float:
 
 def test_everything_compared_is_tuned_and_what_is_like_another_is_not() -> None:
     study = Study(**STUDY)
-    widths = {1e12: (32, 48, 64, 96), 3e12: (48, 64, 96, 128), 1e13: (48, 64, 96, 128)}
+    widths = {1e12: (32, 48, 64, 96), 3e12: (48, 64, 96, 128), 1e13: (48, 64, 96)}
     expected = {("dense", "none", width, budget) for budget, some in widths.items() for width in some}
     for width, budget in ((48, 1e12), (64, 3e12)):
         expected |= {(arm, "same tokens", width, budget) for arm in ("ngram", "graph", "unigram table")}
         expected |= {("graph", "whole corpus", width, budget)}
     assert study.tuning_budgets == [1e12, 3e12, 1e13]
+    assert Study(**{**STUDY, "reach": (1e13, 3.1e11)}).tuning_budgets == [1e12, 3e12, 3.1e11, 1e13]
     for number in range(LATER, len(REACH)):
         tried = Counter(
             (run.arm, run.regime, run.width, run.budget)
