@@ -49,8 +49,7 @@ Where the two differ, it is for one of these reasons:
 * **A fused multiply-add may stand for an addition**: `a + b` runs as `1 * b + a`, three operations where two are billed
   for `x * 3 + x`.
 * **A kernel may do less**: squared distances of all pairs are norms and one matrix product, 2d for a pair and not 3d.
-  Of the tables for product-quantised residuals (`IVF64,PQ16x8, l2`) FAISS keeps what does not depend on the query: the
-  ledger bills 3.5 times what runs. k-means stops early when nothing moves, and all its rounds are billed.
+  k-means stops early when nothing moves, and all its rounds are billed.
 
 What this does not show:
 
