@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mann.context import Context
 from mann.linear import Linear
-from mann.rotary import queries_keys, rotary_tables
+from mann.rotary import queries_keys
 
 
 class CausalAttention(nn.Module):
@@ -69,7 +69,7 @@ class CausalAttention(nn.Module):
     ) -> Float[Tensor, "batch time width"]:
         batch, time, width = x.shape
         q, k, v = self.qkv(x).view(batch, time, 3, self.n_heads, self.d_head).unbind(2)
-        cosine, sine = rotary_tables(time, self.d_head, self.base, x.device, q.dtype)
+        cosine, sine = context.rotations(self.d_head, self.base, q.dtype)
         tables = cosine[:, None, None], sine[:, None, None]
         inside = None if context.documents is None else context.same_document(1)
         share = torch.sigmoid(self.shift).to(q.dtype)

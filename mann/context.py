@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mann.rotary import rotary_tables
 from retrieval import Neighbors, Source
 
 
@@ -37,6 +38,9 @@ class Context:
         default_factory=dict, init=False, repr=False, compare=False
     )
     _masks: dict[tuple[int, torch.dtype], list[Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _rotations: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -111,3 +115,12 @@ class Context:
                 masks.append(torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, float("-inf")))
             self._masks[key] = masks
         return self._masks[key]
+
+    def rotations(self, d_head: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The :func:`~mann.rotary.rotary_tables` of all positions, shared by all layers of one forward pass."""
+        key = (d_head, base, dtype)
+        if key not in self._rotations:
+            self._rotations[key] = rotary_tables(
+                self.tokens.shape[1], d_head, base, self.tokens.device, dtype
+            )
+        return self._rotations[key]

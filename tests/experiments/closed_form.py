@@ -178,7 +178,7 @@ def attention(s: Sizes) -> Step:
     # Gradients of keys and values are added to what later blocks have left there.
     gathered = Step(backward=Work(rest=2 * s.batch * d * keys_seen(s.time)))
     ends = linear(n, d, 3 * d, matrices=3) + linear(n, d, d)
-    return ends + rotary(s.time, d // s.n_heads) + queries_keys(s) + scores + gathered
+    return ends + queries_keys(s) + scores + gathered
 
 
 def feedforward(n: int, d: int) -> Step:
@@ -200,7 +200,8 @@ def backbone(s: Sizes) -> Step:
     n, d = s.tokens, s.width
     documents = Step(Work(rest=s.batch * (s.time - 1)))  # Context counts changes of document
     embedding = Step(backward=Work(rest=n * d)) + adam(s.vocab * d)
-    return documents + embedding + norm(n, d) + block(s) * s.layers + norm(n, d)
+    turns = rotary(s.time, d // s.n_heads)  # the same for all layers
+    return documents + embedding + norm(n, d) + turns + block(s) * s.layers + norm(n, d)
 
 
 def softmax_loss(s: Sizes) -> Step:

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from mann import Context
+from mann import Context, Transformer, context
 from retrieval import Passages
-from tests.contracts import SOURCE, batch
+from tests.contracts import SOURCE, VOCAB, batch
 from tests.mann.inputs import labels, runs
 
 
@@ -66,3 +66,22 @@ def test_a_window_is_read_once_for_all_who_want_no_more_of_it(monkeypatch):
     for before, after in ((1, 2), (0, 1), (1, 2), (2, 0), (2, 0)):
         assert torch.equal(here.window(SOURCE, 3, before, after), read(SOURCE.passages, ids, before, after))
     assert calls == [(1, 2), (2, 0)]
+
+
+def test_layers_of_one_forward_pass_share_what_positions_turn_by(monkeypatch):
+    calls = []
+    made = context.rotary_tables
+
+    def counted(*args):
+        calls.append(args)
+        return made(*args)
+
+    monkeypatch.setattr(context, "rotary_tables", counted)
+    Transformer(VOCAB, 16, 3, 2)(batch()["tokens"])
+    assert len(calls) == 1
+    here = Context(batch()["tokens"])
+    tables = {key: here.rotations(*key) for key in ((8, 1e4, torch.float32), (8, 1e2, torch.float32))}
+    for key, found in tables.items():
+        expected = made(here.tokens.shape[1], *key[:2], torch.device("cpu"), key[2])
+        assert all(torch.equal(left, right) for left, right in zip(found, expected, strict=True))
+        assert here.rotations(*key) is found
