@@ -72,10 +72,10 @@ def window_sources(
         return itself
     alive = real.any(-1)
     order = torch.argsort((~alive).to(torch.int8), dim=-1, stable=True)
-    n_alive = alive.sum(-1, keepdim=True)
-    shift = 1 + (7919 * (seed + 1)) % (n_alive - 1).clamp(min=1)
-    place = torch.argsort(order, dim=-1)
-    return torch.where(alive, order.gather(-1, (place + shift) % n_alive.clamp(min=1)), itself)
+    following = alive.cumsum(-1)  # where in that order the one after each stands
+    n_alive = following[..., -1:]
+    shift = (7919 * (seed + 1)) % (n_alive - 1).clamp(min=1)
+    return torch.where(alive, order.gather(-1, (following + shift) % n_alive.clamp(min=1)), itself)
 
 
 def neighbor_graph(

@@ -164,9 +164,9 @@ def entry_attention(s: Sizes, n_heads: int = 4) -> Step:
 
 def shuffled_sources(n: int, k: int) -> Step:
     """``window_sources`` of the control: whose window each neighbour hears instead; whole numbers."""
-    sorting = 2 * n * k * max(1, ceil(log2(k)))  # the living first; where each has gone
-    shift = n * k + n * (1 + 1 + 1 + 1)  # how many live; less one, clamped, remainder, plus one
-    moved = n * k + n + n * k  # place plus shift; clamped, remainder
+    sorting = n * k * max(1, ceil(log2(k)))  # the living first
+    shift = n * k + n * (1 + 1 + 1)  # how many live up to each; less one, clamped, remainder
+    moved = n * k + n + n * k  # the place after each, plus shift; clamped, remainder
     return Step(Work(rest=sorting + shift + moved + n + n * k))  # .. counted over the whole batch
 
 
