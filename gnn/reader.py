@@ -28,6 +28,7 @@ class GraphReader(nn.Module):
     entry, every norm is per node, and a token hears only its own neighbours: if these are causal, so is the update.
 
     The update is zero at the start, and what a bad neighbour offers can be refused in favour of a learned null entry.
+    States of tokens come normalised, as every reader gets them from ``mann.ExternalMemory``.
 
     ``fused=False`` runs this definition on lists of edges. ``fused=True`` computes the same numbers from the same
     parameters: the first round's weights act on the embedding table (its rows are far fewer than the nodes) and nodes

@@ -15,7 +15,7 @@ from retrieval.rows import match_rows, sum_rows
 class Reader(nn.Module, ABC):
     r"""Turns what was retrieved into an update. Built as ``reader(d_model, vocab_size=...)``.
 
-    A reader starts as a no-op and looks at each position's own neighbours only.
+    A reader is given normalised states, starts as a no-op and looks at each position's own neighbours only.
 
     Attributes:
         before: Tokens of a neighbour's passage it reads before the matched position.

@@ -8,8 +8,6 @@ from torch.autograd.function import once_differentiable
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import scatter, softmax
 
-from gnn.layers.norm import inverse_rms
-
 __all__ = ["EntryAttention"]
 
 
@@ -22,9 +20,8 @@ class EntryAttention(MessagePassing):
     each token instead of once for each entry. For token :math:`t`, entry :math:`n` and head :math:`h`:
 
     .. math::
-        \hat{\mathbf{x}} &= \mathbf{x} / \mathrm{RMS}(\mathbf{x}), \qquad
-        \mathbf{q}_{th} = \mathbf{W}^q_h \hat{\mathbf{x}}_t, \qquad
-        \mathbf{g}_{th} = \mathbf{W}^g_h \hat{\mathbf{x}}_t + \mathbf{b}_h
+        \mathbf{q}_{th} &= \mathbf{W}^q_h \mathbf{x}_t, \qquad
+        \mathbf{g}_{th} = \mathbf{W}^g_h \mathbf{x}_t + \mathbf{b}_h
 
         e_{tnh} &= \mathbf{q}_{th}^\top \mathbf{z}_n / \sqrt{d}
         + \mathbf{g}_{th}^\top (1,\ s_{tn},\ s_{tn} - \max_m s_{tm}), \qquad
@@ -37,7 +34,7 @@ class EntryAttention(MessagePassing):
     neighbour deserves it, and all of it when there is none. :math:`\mathbf{W}^o` starts at zero, so the update does.
 
     Args:
-        d_model: Size of a token's state.
+        d_model: Size of a token's state :math:`\mathbf{x}_t`, which comes normalised.
         width: Size of an entry's state.
         n_heads: Softmaxes a token has.
         null_sink: Whether there is a null entry. Without one, a token that has no neighbour hears zero.
@@ -66,7 +63,6 @@ class EntryAttention(MessagePassing):
 
     def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries ``[tokens, heads, width]``, scaled, and score weights ``[tokens, heads, 3]`` of tokens."""
-        x = x * inverse_rms(x)
         query = self.query(x).view(-1, self.n_heads, self.width) * self.width**-0.5
         return query, self.trust(x).view(-1, self.n_heads, 3)
 

@@ -147,7 +147,7 @@ def entry_attention(s: Sizes, n_heads: int = 4) -> Step:
     """``EntryAttention.dense``: queries and trust from the token, entries as keys and values, a null entry."""
     n, d, k, h, w = s.tokens, s.width, s.k, n_heads, s.width // 2
     read, null, scores = 2 * n * h * k * w, 2 * n * h * w, n * h * k
-    asked = graph_norm(n, d) + linear(n, d, h * w) + product(n, d, 3 * h, bias=True) + muon(3 * h, d)
+    asked = linear(n, d, h * w) + product(n, d, 3 * h, bias=True) + muon(3 * h, d)
     asked += Step(Work(rest=n * h * w), Work(rest=n * h * w + n * d))  # queries scaled; x is read twice
     compressed = Step(Work(rest=n * k * (4 + 2)))  # sign, size, logarithm, product; margin to the best
     forward = Work(2 * read + null)  # logits; heard; logit of the null entry

@@ -55,7 +55,7 @@ def test_without_edges_and_sink_it_is_attention_over_a_set(fused):
     attend, (layer,) = reader.attend, reader.rounds
     table = F.rms_norm(reader.token.weight, (6,), eps=1e-6)
     value = (table + F.silu(table) @ layer.weight[0].T)[window[..., 2]].flatten(0, 1).unsqueeze(1)
-    state = F.rms_norm(x.flatten(0, 1), (8,), eps=1e-6)
+    state = x.flatten(0, 1)
     query = attend.query(state).view(-1, 2, 1, 6)
     score = torch.log1p(neighbors.scores.double()).flatten(0, 1)
     feature = torch.stack([torch.ones_like(score), score, score - score.amax(-1, keepdim=True)], dim=-1)
