@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from torch import Tensor
 
 from experiments.data import CodeCorpus, TextCorpus
-from experiments.data.module import Batches, WindowData
+from experiments.data.module import WindowData
 from experiments.errors import RunError
 from mann import LanguageModule
 from mann.optim import ROLES
@@ -34,23 +34,6 @@ DEFAULTS: dict[str, Any] = {
 CONFIG = "config.yaml"
 
 
-class Whole:
-    """Batches of evaluation, from the first to the last every time; those of training go on where they stopped.
-
-    Args:
-        batches: The batches.
-    """
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self.batches[step] for step in range(len(self.batches)))
-
-
 class CorpusData(WindowData):
     """Windows of a corpus that is loaded when the data module is made.
 
@@ -61,10 +44,6 @@ class CorpusData(WindowData):
 
     def __init__(self, source: CodeCorpus | TextCorpus, **options: Any) -> None:
         super().__init__(source.load(), **options)
-
-    def val_dataloader(self) -> Any:
-        """As Lightning asks for it; it stops at the last batch, and asks again for the next validation."""
-        return Whole(self.evaluation("valid"))
 
 
 class ValidatedModule(LanguageModule):
@@ -109,7 +88,7 @@ class RunFolder(SaveConfigCallback):
     def save_config(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Lightning's hook."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.asked, str(self.folder / CONFIG), skip_none=False, multifile=False)
+        self.parser.save(self.asked, str(self.folder / CONFIG), skip_unset=False, multifile=False)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Log what training ended with: Lightning logs every so many steps, and the last is seldom one of them."""

@@ -24,7 +24,7 @@ class NeighborRows(Protocol):
 
 
 class Batches:
-    """Batches of a list of windows, in order; iterating begins where it stopped.
+    """Batches of a list of windows, in order; iterating begins at the first, or where a loaded state says.
 
     Args:
         windows: where the windows come from.
@@ -51,6 +51,7 @@ class Batches:
         self.neighbors = neighbors
         self.rows = np.arange(len(order)) if rows is None else rows
         self.position = 0
+        self._begin = 0
         self._done = done
 
     def __len__(self) -> int:
@@ -68,13 +69,12 @@ class Batches:
         return batch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        step = self.position
-        while step < len(self):
+        # Whoever stops at the last batch, as Lightning does, never comes back to the end of this function.
+        first, self._begin = self._begin, 0
+        for step in range(first, len(self)):
             batch = self[step]
-            step += 1
-            self.position = step
+            self.position = step + 1
             yield batch
-        self.position = 0
 
     def state_dict(self) -> dict[str, int]:
         """How many batches have been used."""
@@ -82,8 +82,8 @@ class Batches:
         return {"batch": self.position if done is None else done}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Begin after that many batches."""
-        self.position = state["batch"] % max(1, len(self))
+        """Begin after that many batches, once: the next pass is whole."""
+        self.position = self._begin = state["batch"] % max(1, len(self))
 
 
 class WindowData(lightning.LightningDataModule):

@@ -31,13 +31,17 @@ class Listener(lightning.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[Tensor] = []
+        self.validations: list[list[list[int]]] = []
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.seen.append(batch["positions"][:, 0].clone())
         return (self.weight - batch["tokens"].float().mean()) ** 2
 
+    def on_validation_epoch_start(self) -> None:
+        self.validations.append([])
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        assert batch["tokens"].ndim == 2
+        self.validations[-1].append(batch["positions"][:, 0].tolist())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -123,6 +127,29 @@ def test_batches_go_on_where_they_stopped() -> None:
     assert len(fresh) == len(whole)
 
 
+def test_a_pass_broken_off_does_not_shorten_the_next() -> None:
+    loader = data().train_dataloader()
+    whole = starts(loader)
+    for n in (1, 3, len(whole)):
+        begun = iter(loader)
+        assert [next(begun)["positions"][:, 0].tolist() for _ in range(n)] == whole[:n]
+        assert loader.state_dict() == {"batch": n}
+    assert starts(loader) == whole
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_every_validation_and_every_epoch_sees_all_batches(tmp_path: Path) -> None:
+    module, listener = data(n_tokens=8 * 4 * 6, evaluation_batch_size=2), Listener()
+    trainer(tmp_path, val_check_interval=3, max_epochs=2).fit(listener, module)
+    sanity, *validations = listener.validations
+    whole = starts(module.evaluation("valid"))
+    assert len(whole) > 2
+    assert sanity == whole[:1]
+    assert validations == [whole] * 4
+    seen = [batch.tolist() for batch in listener.seen]
+    assert seen == starts(module.training()) * 2
+
+
 def test_neighbors_stay_with_their_windows() -> None:
     n = len(data().windows)
     module = data(n_tokens=8 * 2 * n, neighbors={"train": Table(), "valid": Table()})
@@ -153,7 +180,7 @@ def test_moving_to_a_device_takes_the_neighbors_along() -> None:
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*lr_scheduler.*")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_lightning_resumes_with_the_very_next_batch(tmp_path: Path, accumulate: int) -> None:
-    options = {"accumulate_grad_batches": accumulate, "val_check_interval": 3}
+    options = {"accumulate_grad_batches": accumulate, "val_check_interval": 3, "num_sanity_val_steps": 0}
     straight = Listener()
     trainer(tmp_path, **options).fit(straight, data(n_tokens=8 * 4 * 12))
     assert len(straight.seen) == 12
@@ -174,6 +201,7 @@ def test_lightning_resumes_with_the_very_next_batch(tmp_path: Path, accumulate: 
         for ours, theirs in zip(second.seen, rest, strict=True):
             assert torch.equal(ours, theirs)
         assert torch.equal(second.weight, straight.weight)
+        assert all(found == straight.validations[0] for found in second.validations)
 
 
 def test_a_batch_held_but_not_trained_on_comes_again(tmp_path: Path) -> None:
