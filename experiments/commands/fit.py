@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from typing import Any
 
 from experiments.commands.choice import program
 
@@ -16,7 +17,9 @@ EXAMPLES = """\
   mnemograph fit --print_config > base.yaml            every option with its value, to edit
   mnemograph fit --config base.yaml --data.seed=1      the file, and what is to be different
   mnemograph fit --config runs/fit/000/config.yaml     the same run again: the same numbers
-  mnemograph fit --trainer.logger=WandbLogger          logged to W&B (WANDB_MODE=offline: here)"""
+  mnemograph fit --trainer.logger=WandbLogger          logged to W&B (WANDB_MODE=offline: here)
+  mnemograph fit --trainer.callbacks+=FlopBudget --trainer.callbacks.max_flops=1e12
+                                                       ends before more FLOPs than that are spent"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise RunError(f"{' '.join(str(error).split())} (see mnemograph fit --help)") from error
     finally:
         sys.argv = line
-    ledger = LedgerCallback()
-    command.trainer.callbacks.append(ledger)  # pyright: ignore[reportAttributeAccessIssue]
+    callbacks: list[Any] = vars(command.trainer)["callbacks"]
+    # A budget is a ledger too.
+    ledger = next((callback for callback in callbacks if isinstance(callback, LedgerCallback)), None)
+    if ledger is None:
+        callbacks.append(ledger := LedgerCallback())
     command.trainer.fit(command.model, command.datamodule)
     metrics = command.trainer.callback_metrics
     loss = metrics.get("train/nats_per_token")

@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +136,26 @@ def test_every_validation_goes_over_the_whole_split(options: list[str], tmp_path
         values = [float(row["valid/bits_per_byte"]) for row in list(csv.DictReader(file))[:-1]]
     assert len(values) == 4
     assert min(values) > 1
+
+
+def test_a_budget_of_flops_ends_the_training(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    budget = ["--trainer.callbacks+=FlopBudget", "--trainer.callbacks.max_flops=1e8"]
+    assert main(["fit", *options, *budget]) == 0
+    found = re.search(r"^([\d,]+) FLOPs$", capsys.readouterr().out, re.MULTILINE)
+    assert found is not None
+    spent = int(found[1].replace(",", ""))
+    (path,) = (tmp_path / "runs" / "fit" / "000").glob("checkpoints/*.ckpt")
+    saved = torch.load(path, weights_only=True)
+    steps = saved["global_step"]
+    assert 1 < steps < 4000 // (4 * 32)
+    assert spent <= 1e8 < spent * (steps + 1) / steps
+    # It is the bill that is printed: nobody counts a second time.
+    assert "FlopBudget" in saved["callbacks"]
+    assert "LedgerCallback" not in saved["callbacks"]
+    assert main(["fit", "--config", "runs/fit/000/config.yaml"]) == 0
+    assert f"\n{found[0]}\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
