@@ -12,17 +12,25 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from experiments.arms import Arm, arm_named
 from experiments.data import Corpus, Windows
 from experiments.errors import RunError
+from experiments.evaluation import read_bill
 from experiments.frontier import DENSE
 from experiments.ledger import Ledger
 from experiments.run import DEFAULTS, Run
-from experiments.training import count_step
+from experiments.training import any_neighbors, count_step
 from mann import LanguageModule, Transformer
 from mann.optim import parameter_roles
 from retrieval import Passages
 
 
-def step_bill(arm: Arm, vocab_size: int, width: int, settings: Mapping[str, Any] | None = None) -> Ledger:
-    """What one step of an arm costs; the search itself is not part of a step.
+def step_bill(
+    arm: Arm,
+    vocab_size: int,
+    width: int,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    train: bool = True,
+) -> Ledger:
+    """What one step of an arm costs, in training or in reading; the search itself is not part of a step.
 
     Predicted from shapes alone, to the integer that a real step is billed, in no memory to speak of. Only an arm with
     row-sparse tables takes a real step, on made-up tokens: how many rows it moves is decided by the data.
@@ -32,6 +40,7 @@ def step_bill(arm: Arm, vocab_size: int, width: int, settings: Mapping[str, Any]
         vocab_size: Number of tokens.
         width: Width of the residual stream.
         settings: Changes to the arm's own.
+        train: Forward, backward and optimizer; or else the distributions over the next token alone.
 
     Raises:
         RunError: If the sizes make no model.
@@ -49,14 +58,18 @@ def step_bill(arm: Arm, vocab_size: int, width: int, settings: Mapping[str, Any]
             raise RunError(f"{arm.name} at width {width}: {error}") from error
 
     def step(network: Transformer) -> Ledger:
-        content = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+        content: dict[str, Any] = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
         content["documents"] = torch.zeros_like(content["tokens"])
+        if not train:
+            if source is not None:
+                content["neighbors"] = any_neighbors(content["tokens"], chosen["k"])
+            return read_bill(network.eval(), content, autocast=chosen["precision"] == "bf16-mixed")
         module = LanguageModule(network, 1, chosen["rates"], chosen["weight_decay"])
         return count_step(module, content, chosen, stored=source is not None)
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         shapes = network()
-        if not parameter_roles(shapes)["table"]:
+        if not (train and parameter_roles(shapes)["table"]):
             return step(shapes)
     return step(network())
 

@@ -93,12 +93,7 @@ def count_step(
         settings: Neighbours per position, precision.
         stored: True if the network reads a store; the search itself is not part of a step.
     """
-    content = dict(batch)
-    if stored:
-        # Work depends on shapes alone, so any neighbours will do.
-        shape = (*batch["tokens"].shape, settings["k"])
-        mask = torch.ones(shape, dtype=torch.bool)
-        content["neighbors"] = Neighbors(torch.ones(shape), torch.zeros(shape, dtype=torch.int64), mask)
+    content = {**batch, "neighbors": any_neighbors(batch["tokens"], settings["k"])} if stored else batch
     optimizer = module.configure_optimizers()["optimizer"]
 
     def step() -> None:
@@ -112,6 +107,13 @@ def count_step(
     with Ledger(module.network) as ledger:
         step()
     return ledger
+
+
+def any_neighbors(tokens: Tensor, k: int) -> Neighbors:
+    """Neighbours to count with: the work of whoever reads them depends on shapes alone."""
+    shape = (*tokens.shape, k)
+    mask = torch.ones(shape, dtype=torch.bool)
+    return Neighbors(torch.ones(shape), torch.zeros(shape, dtype=torch.int64), mask)
 
 
 def train(

@@ -9,6 +9,7 @@ SUMMARY = "print what one step of an arm, or of any torch model, costs: by phase
 EXAMPLES = """\
   mnemograph bill ngram --width 64
   mnemograph bill graph --width 96 --layers 4 --batch 8 --json
+  mnemograph bill knn --read
   mnemograph bill torch.nn.TransformerEncoderLayer --init d_model=64 nhead=4 --input 4x128x64
   mnemograph bill torch_geometric.nn.SAGEConv --init in_channels=64 out_channels=64 \\
     --input 1000x64 'int64 2x8000 <1000' --read
@@ -49,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="meta",
         help="meta: predict, at no memory (default); cpu: take the step",
     )
-    step = models.add_mutually_exclusive_group()
+    step = parser.add_mutually_exclusive_group()
     step.add_argument("--train", action="store_true", help="bill a training step, with AdamW (default)")
     step.add_argument("--read", action="store_true", help="bill the forward alone")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -87,21 +88,21 @@ def _bill_arm(name: str, arguments: argparse.Namespace, given: dict[str, int]) -
     from experiments.step import step_bill
 
     arm = arm_named(name)
-    for option in ("init", "input", "class_path", "read"):
+    for option in ("init", "input", "class_path"):
         if getattr(arguments, option):
             option = option.removesuffix("_path")
             raise RunError(
                 f"--{option} is for models that are no arms; {name} takes --width, --layers and --heads"
             )
     width, vocab = given.pop("width", 64), given.pop("vocab_size", 2048)
-    bill = step_bill(arm, vocab, width, given)
+    bill = step_bill(arm, vocab, width, given, train=not arguments.read)
     chosen = {**DEFAULTS, **arm.settings, **given}
     tokens = chosen["batch"] * chosen["time"]
-    steps = 1e12 / bill.flops
-    heading = (
-        f"One training step of {arm.name} at width {width} on {tokens:,} tokens, without the search for "
-        f"neighbours.\nA budget of 1e12 FLOPs pays for {steps:,.0f} such steps, {steps * tokens:,.0f} tokens."
-    )
+    what = "Reading with" if arguments.read else "One training step of"
+    heading = f"{what} {arm.name} at width {width} on {tokens:,} tokens, without the search for neighbours."
+    if not arguments.read:
+        steps = 1e12 / bill.flops
+        heading += f"\nA budget of 1e12 FLOPs pays for {steps:,.0f} such steps, {steps * tokens:,.0f} tokens."
     _tell(bill, heading, bill.by_phase["forward"], tokens, arguments.json)
     return 0
 

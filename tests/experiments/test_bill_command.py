@@ -15,6 +15,7 @@ from experiments.arms import ARMS, arm_named
 from experiments.cli import main
 from experiments.ledger import Ledger, predict
 from experiments.step import step_bill
+from mann import Transformer
 
 ENCODER = ["torch.nn.TransformerEncoderLayer", "--init", "d_model=16", "nhead=4", "dim_feedforward=32"]
 SMALL = {"layers": 1, "batch": 2, "time": 32}
@@ -54,6 +55,18 @@ def test_an_arm_by_its_name(name: str, capsys: pytest.CaptureFixture) -> None:
     expected = json.loads(json.dumps(step_bill(arm_named(name), 99, 32, SMALL).to_dict()))
     for way in ([name], ["--arm", name]):
         assert billed([*way, *sizes, "--width", "32", "--vocab-size", "99"], capsys) == expected
+
+
+def test_what_an_arm_costs_to_read(capsys: pytest.CaptureFixture) -> None:
+    sizes = [f"--{key}={value}" for key, value in SMALL.items()]
+    predicted = billed(["ngram", *sizes, "--width", "32", "--vocab-size", "99", "--read"], capsys)
+    network = Transformer(99, 32, SMALL["layers"], **arm_named("ngram").slots(SMALL["layers"], None))
+    tokens = torch.ones(SMALL["batch"], SMALL["time"], dtype=torch.int64)
+    documents = torch.zeros_like(tokens)
+    with torch.no_grad(), Ledger(network) as taken, torch.autocast("cpu", torch.bfloat16):
+        network(tokens, documents)
+    assert predicted == json.loads(json.dumps(taken.to_dict()))
+    assert set(predicted["by_phase"]) == {"forward"}
 
 
 def test_a_class_predicted_and_taken(capsys: pytest.CaptureFixture) -> None:
