@@ -43,8 +43,8 @@ def elementwise(flops: int, because: str) -> Price:
 
 
 def _weight(factor: Any) -> int:
-    """A factor that is written out costs a multiplication; one that is 1, or absent, costs nothing."""
-    return 0 if factor is None or (not isinstance(factor, (Tensor, list, tuple)) and factor == 1) else 1
+    """A factor costs a multiplication; one that is absent or 1 costs nothing, nor does -1, which makes a difference."""
+    return 0 if factor is None or (not isinstance(factor, (Tensor, list, tuple)) and factor in (1, -1)) else 1
 
 
 def _counter(call: Call) -> bool:
@@ -68,7 +68,7 @@ def scaled(flops: int, factors: tuple[str, ...], because: str) -> Price:
         return (flops + max(_weight(call[factor]) for factor in factors)) * elements(call) * parts
 
     text = "outputs" if flops == 1 else f"{flops}·outputs"
-    return Price(Rule(f"{text}, + outputs if {factors[0]} is not 1", count), because=because)
+    return Price(Rule(f"{text}, + outputs if {factors[0]} is not 1 or -1", count), because=because)
 
 
 def _first_elements(call: Call) -> int:
@@ -231,7 +231,7 @@ PRICES: dict[str, Price] = {
         "mvlgamma",
     ),
     **priced(per_input(2, "min(x, 0) - log(1 + e⁻|x|)"), "log_sigmoid_forward"),
-    **priced(Price(_adam(14, 0), _STEP_BYTES, _SPELLED), "_fused_adamw"),
+    **priced(Price(_adam(13, 1), _STEP_BYTES, _SPELLED), "_fused_adamw"),
     **priced(Price(_adam(13, 2), _STEP_BYTES, _SPELLED), "_fused_adam"),
     **priced(
         Price(Rule("7·parameters, + 2 with decay, + 1 to maximise", _adagrad), _STEP_BYTES, _SPELLED),

@@ -7,7 +7,7 @@ of the dense transformer are here, those of arms with a memory in ``closed_form_
 
 Prices (docs/counting.md): a multiply-add is 2, any other operation 1 a number that comes out. Of numbers that go in: a
 sum, a mean or a maximum 1, softmax 5, its gradient 4, logsumexp 4, the length of a vector 2 and 1 for the root. SiLU is
-2, its gradient 6, lerp 3, logaddexp 5, AdamW 14. A factor written into a sum (alpha, beta, value) is 1. Copies,
+2, its gradient 6, lerp 3, logaddexp 5, AdamW 13 without decay. A factor written into a sum (alpha, beta, value) is 1. Copies,
 gathers, casts, comparisons and selections are free.
 
 Letters: n tokens of a step (batch · time), d width, h heads, v vocabulary, k neighbours of a token. The rule of thumb
@@ -94,7 +94,7 @@ def muon(rows: int, columns: int) -> Step:
 
 def adam(*weights: int) -> Step:
     """AdamW on parameters of so many numbers each: embeddings, the head, whatever is no matrix of a layer."""
-    return Step(optimizer=Work(rest=sum(14 * numbers + 1 for numbers in weights)))  # 1: each counts its steps
+    return Step(optimizer=Work(rest=sum(13 * numbers + 1 for numbers in weights)))  # 1: each counts its steps
 
 
 def row_adam(named: int, distinct: int, width: int) -> Step:
@@ -120,7 +120,7 @@ def norm(n: int, d: int) -> Step:
     forward = n * d * (1 + 1) + n * (1 + 1)  # mean of squares; plus epsilon, one over the root
     forward += n * d  # times that
     backward = n * d * (1 + 1)  # mean of gradient · output
-    backward += n * d * (3 + 1)  # gradient less its part along the output (addcmul with a factor); scaled
+    backward += n * d * (2 + 1)  # gradient less its part along the output (addcmul by -1); scaled
     return Step(Work(rest=forward), Work(rest=backward))
 
 
@@ -145,7 +145,7 @@ def queries_keys(s: Sizes) -> Step:
     backward = 2 * n * d * (1 + 1)  # mean of gradient · output
     backward += n * h + h * (1 + 1)  # gradient of the scale: summed, times width, over the scale
     backward += h + n * h  # the queries' part, over the squared scale
-    backward += 2 * n * d * (3 + 1)  # as in norm
+    backward += 2 * n * d * (2 + 1)  # as in norm
     backward += s.time * d_head + 2 * n * d * (1 + 2)  # minus sine; rotated back
     backward += n * d * (1 + 1)  # gradient of the share: product and sum
     backward += n * d * (1 + 1 + 1)  # what moves to the earlier key; masked there and here

@@ -23,6 +23,8 @@ ids = torch.zeros(N, D, dtype=torch.long)
     [
         (lambda: x + 1, N * D),
         (lambda: torch.add(x, x, alpha=2), 2 * N * D),
+        (lambda: torch.add(x, x, alpha=-1), N * D),
+        (lambda: torch.addcmul(x, x, x, value=-1), 2 * N * D),
         (lambda: x.clone().mul_(2), N * D),
         (lambda: torch.exp(x), N * D),
         (lambda: x * torch.sigmoid(x), 2 * N * D),

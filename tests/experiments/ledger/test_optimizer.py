@@ -116,7 +116,7 @@ OPTIMIZERS = [
 ]
 OPTIONS = [
     {},
-    *({"weight_decay": 0.1}, {"amsgrad": True}, {"maximize": True}, {"momentum": 0.9}),
+    *({"weight_decay": 0.0}, {"weight_decay": 0.1}, {"amsgrad": True}, {"maximize": True}, {"momentum": 0.9}),
     {"momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1},
     {"momentum": 0.9, "nesterov": True},
 ]
