@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,25 +117,25 @@ class Neighborhood:
         first = int(pieces[0])
         if bool((pieces == first).all()):
             return self._table(first).rows(index - first * PIECE)
-        parts = [
-            self._table(int(p)).rows((i - int(p) * PIECE)[None]) for i, p in zip(index, pieces, strict=True)
-        ]
-        return Neighbors(
-            scores=torch.cat([part.scores for part in parts]),
-            ids=torch.cat([part.ids for part in parts]),
-            mask=torch.cat([part.mask for part in parts]),
+        return Neighbors.cat(
+            [self._table(int(p)).rows((i - int(p) * PIECE)[None]) for i, p in zip(index, pieces, strict=True)]
         )
 
-    def work(self, n_rows: int) -> tuple[int, int, float]:
-        """FLOPs, bytes and seconds that finding the first ``n_rows`` rows took."""
-        flops, moved, seconds = 0, 0, 0.0
+    def work(self, n_rows: int) -> dict[str, int]:
+        """What finding the first ``n_rows`` rows took, by the names of :attr:`retrieval.Neighbors.work`."""
+        found: Counter[str] = Counter()
+        for table, rows in self._first(n_rows):
+            found.update({name: int(amount[:rows].sum()) for name, amount in table.work.items()})
+        return dict(found)
+
+    def seconds(self, n_rows: int) -> float:
+        """Seconds that finding the first ``n_rows`` rows took."""
+        return sum(table.seconds * rows / len(table) for table, rows in self._first(n_rows))
+
+    def _first(self, n_rows: int) -> Iterator[tuple[NeighborTable, int]]:
+        """Tables, and how many of the rows of each are among the first ``n_rows``."""
         for piece in range(-(-n_rows // PIECE)):
-            table = self._table(piece)
-            rows = min(PIECE, n_rows - piece * PIECE)
-            flops += int(table.flops[:rows].sum())
-            moved += int(table.bytes[:rows].sum())
-            seconds += table.seconds * rows / len(table.flops)
-        return flops, moved, seconds
+            yield self._table(piece), min(PIECE, n_rows - piece * PIECE)
 
     def store_bill(self) -> dict[str, Any]:
         """What building the store took, by kind; kept beside the tables, since later runs never build it."""

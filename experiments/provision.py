@@ -92,7 +92,7 @@ class Provision:
     def _fitting(self, neighbors: Neighborhood, window_flops: int, searched: int) -> float:
         """How many windows the budget pays for, going by the search for the first ``searched`` of them."""
         build = sum(neighbors.store_bill()["flops"].values())
-        search = neighbors.work(searched)[0] / searched
+        search = neighbors.work(searched)["flops"] / searched
         return (self.run.budget - build) / (window_flops + search)
 
     def _affordable(self, windows: float) -> int:

@@ -284,8 +284,8 @@ class _Execution:
         flops, moved = ledger.flops / tokens, ledger.bytes / tokens
         if evaluation.neighbors is not None:
             searched = evaluation.neighbors.work(len(evaluation.chosen))
-            flops += searched[0] / (len(evaluation.chosen) * evaluation.windows.length)
-            moved += searched[1] / (len(evaluation.chosen) * evaluation.windows.length)
+            flops += searched["flops"] / (len(evaluation.chosen) * evaluation.windows.length)
+            moved += searched["bytes"] / (len(evaluation.chosen) * evaluation.windows.length)
         return {"read_flops": flops, "read_bytes": moved}
 
     def _row(
@@ -295,10 +295,13 @@ class _Execution:
         flops = {phase: step.by_phase.get(phase, 0) * steps for phase in ("forward", "backward", "optimizer")}
         moved = {phase: step.bytes_by_phase.get(phase, 0) * steps for phase in flops}
         build: dict[str, int] = {}
+        search: dict[str, int] = {}
         flops |= {"search": 0, "build": 0}
         moved |= {"search": 0, "build": 0}
         if neighbors is not None:
-            flops["search"], moved["search"], self.seconds["search"] = neighbors.work(n_windows)
+            search = neighbors.work(n_windows)
+            flops["search"], moved["search"] = search["flops"], search["bytes"]
+            self.seconds["search"] = neighbors.seconds(n_windows)
             bill = neighbors.store_bill()
             build = bill["flops"]
             flops["build"], moved["build"] = sum(build.values()), sum(bill["bytes"].values())
@@ -320,6 +323,7 @@ class _Execution:
             # A store has no other arithmetic than products and look-ups: all of it counts under either convention.
             "matmul_flops": step.matmul_flops * steps + flops["search"] + flops["build"],
             "build": build,
+            "search": search,
             "bytes": moved,
             "train_bytes": sum(moved.values()),
             "seconds": self.seconds,

@@ -109,7 +109,7 @@ def count_step(
     return ledger
 
 
-def any_neighbors(tokens: Tensor, k: int) -> Neighbors:
+def any_neighbors(tokens: torch.Tensor, k: int) -> Neighbors:
     """Neighbours to count with: the work of whoever reads them depends on shapes alone."""
     shape = (*tokens.shape, k)
     mask = torch.ones(shape, dtype=torch.bool)

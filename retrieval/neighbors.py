@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +100,20 @@ class Neighbors:
             scores=torch.zeros(shape, device=device),
             ids=torch.zeros(shape, dtype=torch.int64, device=device),
             mask=torch.zeros(shape, dtype=torch.bool, device=device),
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Neighbors]) -> Neighbors:
+        """Neighbours of several batches, one after the other along the first axis; their work is added up.
+
+        Args:
+            parts: One at least; they agree in every axis but the first.
+        """
+        return cls(
+            scores=torch.cat([part.scores for part in parts]),
+            ids=torch.cat([part.ids for part in parts]),
+            mask=torch.cat([part.mask for part in parts]),
+            **{name: sum(part.work[name] for part in parts) for name in parts[0].work},
         )
 
     @property

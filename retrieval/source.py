@@ -103,16 +103,15 @@ class Source(ABC):
         tokens, labels, banned = (x.numpy().astype(np.int64, copy=False) for x in inputs)
         context = query_context(tokens, labels, self.depth).reshape(-1, self.depth)
         banned = banned.reshape(-1)
-        parts = [
-            self.find(context[i : i + self.chunk], k, banned[i : i + self.chunk])
-            for i in range(0, len(context), self.chunk)
-        ]
+        found = Neighbors.cat(
+            [
+                self.find(context[i : i + self.chunk], k, banned[i : i + self.chunk])
+                for i in range(0, len(context), self.chunk)
+            ]
+        )
         shape = (*tokens.shape, k)
         return Neighbors(
-            torch.cat([part.scores for part in parts]).view(shape),
-            torch.cat([part.ids for part in parts]).view(shape),
-            torch.cat([part.mask for part in parts]).view(shape),
-            **{name: sum(part.work[name] for part in parts) for name in parts[0].work},
+            found.scores.view(shape), found.ids.view(shape), found.mask.view(shape), **found.work
         )
 
 

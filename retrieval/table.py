@@ -18,7 +18,7 @@ from retrieval.source import Source
 
 __all__ = ["NeighborTable"]
 
-_KIND, _VERSION = "neighbor table", 1
+_KIND, _VERSION = "neighbor table", 2
 
 
 class NeighborTable:
@@ -31,7 +31,8 @@ class NeighborTable:
         k: Neighbours per position.
         time: Positions per row.
         source: Fingerprint of the source that was asked.
-        flops, bytes: Work of the searches, per row; a batch's work is spread evenly over its rows.
+        work: Work of the searches by name (that of :attr:`Neighbors.work`), per row; a batch's work is spread evenly
+            over its rows.
         seconds: Time the searches took.
     """
 
@@ -43,8 +44,7 @@ class NeighborTable:
         self.seconds: float = about["seconds"]
         self._ids = np.load(path / "ids.npy", mmap_mode="r")
         self._scores = np.load(path / "scores.npy", mmap_mode="r")
-        self.flops: np.ndarray = np.load(path / "flops.npy")
-        self.bytes: np.ndarray = np.load(path / "bytes.npy")
+        self.work: dict[str, np.ndarray] = dict(zip(about["work"], np.load(path / "work.npy"), strict=True))
 
     @classmethod
     def build(
@@ -71,7 +71,7 @@ class NeighborTable:
         Raises:
             ValueError: If rows differ in length or there are none.
         """
-        about: dict[str, Any] = {"k": k, "source": source.fingerprint, "time": 0, "seconds": 0.0}
+        about: dict[str, Any] = {"k": k, "source": source.fingerprint, "time": 0, "seconds": 0.0, "work": []}
         id_type = np.dtype(np.int32 if len(source.passages) < 2**31 else np.int64)
         bills: list[np.ndarray] = []
         rows = 0
@@ -91,7 +91,8 @@ class NeighborTable:
                     raw = torch.where(found.mask, found.ids, -1).cpu().numpy()
                     ids.write(raw.astype(id_type).tobytes())
                     scores.write(found.scores.cpu().numpy().astype(np.float16).tobytes())
-                    bills.append(np.stack([_spread(found.flops, n), _spread(found.bytes, n)]))
+                    about["work"] = list(found.work)
+                    bills.append(np.stack([_spread(total, n) for total in found.work.values()]))
                     rows += n
                     if progress is not None:
                         progress(rows)
@@ -99,9 +100,7 @@ class NeighborTable:
                     raise ValueError("there are no rows to look up neighbours for")
                 _header(ids, id_type, (rows, about["time"], k))
                 _header(scores, np.dtype(np.float16), (rows, about["time"], k))
-            flops, moved = np.concatenate(bills, axis=1)
-            np.save(folder / "flops.npy", flops)
-            np.save(folder / "bytes.npy", moved)
+            np.save(folder / "work.npy", np.concatenate(bills, axis=1))
         return cls.open(path, verify=False)
 
     @classmethod
@@ -140,8 +139,7 @@ class NeighborTable:
         found = Neighbors.of(
             torch.from_numpy(self._scores[at]).float(),
             torch.from_numpy(self._ids[at]).long(),
-            flops=int(self.flops[at].sum()),
-            bytes=int(self.bytes[at].sum()),
+            **{name: int(amount[at].sum()) for name, amount in self.work.items()},
         )
         return found.to(index.device)
 

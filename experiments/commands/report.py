@@ -21,7 +21,7 @@ EXAMPLES = """\
   mnemograph report runs/memory_per_flop --format latex       tables for a paper, printed
   mnemograph report runs/a runs/b --format all --out both     every format, of the runs of two folders"""
 ABOUT = "about.json"
-NAMES = ("table", "csv", "markdown", "latex", "json", "html", "png", "svg")
+NAMES = ("table", "csv", "markdown", "latex", "json", "html", "png", "svg", "profiles")
 ALL = "all"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.frontier.cells import DENSE
@@ -29,30 +29,42 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def correct(arms: Mapping[str, Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Write ``p_holm`` beside each ``p`` on training FLOPs; the family is every arm at every budget of a regime.
+    """Write ``p_holm`` beside each ``p`` on training FLOPs, and of each gain over counts.
 
-    Controls are held against expectations, not claimed, and are not in it: theirs is ``None``.
+    The two questions, whether an arm beats dense and whether it beats dense with counts, make a family each: every arm
+    at every budget of a regime. Controls are held against expectations, not claimed, and are in neither: theirs
+    is ``None``.
 
     Args:
         arms: entries by name and budget, changed in place.
 
     Returns:
-        For each regime, what was corrected: ``method`` and ``comparisons``.
+        For each regime, what was corrected: ``method``, and how many ``comparisons`` with dense and with counts
+        (``comparisons_with_counts``).
     """
     entries = [entry for budgets in arms.values() for entry in budgets.values()]
-    for entry in entries:
-        entry["train_flops"]["p_holm"] = None
     told: dict[str, dict[str, Any]] = {}
     for regime in ("same tokens", "whole corpus"):
-        family = [
+        claimed = [
             entry
             for entry in entries
-            if entry["regime"] == regime
-            and entry["arm"] != DENSE
-            and not entry["control"]
-            and entry["train_flops"]["p"] is not None
+            if entry["regime"] == regime and entry["arm"] != DENSE and not entry["control"]
         ]
-        for entry, p in zip(family, holm([entry["train_flops"]["p"] for entry in family]), strict=True):
-            entry["train_flops"]["p_holm"] = p
-        told[regime] = {"method": "Holm", "comparisons": len(family)}
+        told[regime] = {
+            "method": "Holm",
+            "comparisons": _correct(entry["train_flops"] for entry in claimed),
+            "comparisons_with_counts": _correct(
+                entry["gain_over_counts"] for entry in claimed if entry["gain_over_counts"]
+            ),
+        }
+    for entry in entries:
+        for found in (entry["train_flops"], entry["gain_over_counts"] or {}):
+            found.setdefault("p_holm", None)
     return told
+
+
+def _correct(found: Iterable[dict[str, Any]]) -> int:
+    family = [one for one in found if one["p"] is not None]
+    for one, p in zip(family, holm([one["p"] for one in family]), strict=True):
+        one["p_holm"] = p
+    return len(family)

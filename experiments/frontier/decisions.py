@@ -56,7 +56,12 @@ def conventions_differ(entry: Entry) -> bool:
 
 def survives_correction(entry: Entry) -> bool:
     """Whether a difference in training FLOPs is significant among all comparisons made; controls make none."""
-    p = entry["train_flops"].get("p_holm")
+    return survives(entry["train_flops"])
+
+
+def survives(found: Mapping[str, Any]) -> bool:
+    """Whether a comparison is significant after correction, where it was corrected."""
+    p = found.get("p_holm")
     return p is None or p < ALPHA
 
 
@@ -73,10 +78,16 @@ def decision_on(entry: Entry, axis: str) -> Decision:
     return strict[axis](entry) if axis in strict else decide(entry[axis], has_interval(entry))
 
 
-def beats_counts(entry: Entry) -> bool:
-    """Whether the gain over dense with counts is shown, not only seen."""
+def counts_decision(entry: Entry) -> Decision:
+    """Whether an arm is shown to be better or worse than dense with counts, among all such comparisons made."""
     gain = entry["gain_over_counts"]
-    return gain is not None and gain["low"] is not None and gain["low"] > 0
+    if gain is None:
+        return "no number"
+    if gain["low"] is None:
+        return "no interval"
+    if gain["low"] <= 0 <= gain["high"] or not survives(gain):
+        return "undecided"
+    return "better" if gain["mean"] > 0 else "worse"
 
 
 def copies(probe: Mapping[str, float]) -> bool:

@@ -94,10 +94,24 @@ class Error:
         """Half of the 95 % t interval (Satterthwaite's degrees of freedom); ``None`` when no spread is known."""
         if self.noise.df == 0:
             return None
-        variance = self.seeds + self.documents
+        return float(special.stdtrit(self._df, (1 + CONFIDENCE) / 2)) * math.sqrt(self._variance)
+
+    def p_value(self, mean: float) -> float | None:
+        """Two-sided p-value of a mean of 0, by the same t; ``None`` when no spread is known."""
+        if self.noise.df == 0:
+            return None
+        if self._variance == 0:
+            return float(mean == 0)
+        return 2 * float(special.stdtr(self._df, -abs(mean) / math.sqrt(self._variance)))
+
+    @property
+    def _variance(self) -> float:
+        return self.seeds + self.documents
+
+    @property
+    def _df(self) -> float:
         parts = self.seeds**2 / self.noise.df + self.documents**2 / self.df
-        df = variance**2 / parts if parts > 0 else self.noise.df
-        return float(special.stdtrit(df, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
+        return self._variance**2 / parts if parts > 0 else self.noise.df
 
 
 def pool(samples: Iterable[Runs]) -> Noise:

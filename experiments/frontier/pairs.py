@@ -20,10 +20,12 @@ class Difference:
     Args:
         mean: bits per byte.
         half: half of the 95 % interval; ``None`` without any spread over seeds.
+        p: two-sided p-value of no difference; ``None`` likewise.
     """
 
     mean: float
     half: float | None
+    p: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -32,6 +34,7 @@ class Difference:
             "mean": self.mean,
             "low": None if half is None else self.mean - half,
             "high": None if half is None else self.mean + half,
+            "p": self.p,
         }
 
 
@@ -61,7 +64,7 @@ class Pairs:
         """
         runs = self.spreads.differences(cell, other)
         if not len(runs):
-            return Difference(other.loss("test") - cell.loss("test"), None)
+            return Difference(other.loss("test") - cell.loss("test"), None, None)
         own = self._pool(self._budgets(cell, other))
         if cell.derived and other.derived:
             noise = own
@@ -69,7 +72,8 @@ class Pairs:
             derived = next((each.name for each in (cell, other) if each.derived), None)
             noise = restless(self._common(derived), own)
         error = self.spreads.error_of(runs, noise)
-        return Difference(float(runs.values.mean()), error.half_width())
+        mean = float(runs.values.mean())
+        return Difference(mean, error.half_width(), error.p_value(mean))
 
     def all(self) -> list[dict[str, Any]]:
         """Every two arms of a regime at every budget, dense among them.

@@ -7,13 +7,14 @@ from typing import Any
 
 from experiments.frontier.cells import CONTROL_TO_BEAT, DENSE, budget_key
 from experiments.frontier.decisions import (
-    beats_counts,
     conventions_differ,
     copies,
+    counts_decision,
     decide,
     decision_on,
     has_interval,
     reading_decision,
+    survives,
     training_decision,
 )
 from experiments.frontier.wording import (
@@ -64,7 +65,7 @@ def answer(summary: Summary) -> str:
     judged = [name for name in winners if arms[name]["gain_over_counts"] is not None]
     if not judged:
         return f'{text}. Whether that beats "{CONTROL_TO_BEAT}" is not known: the control has not run.'
-    beating = [name for name in judged if beats_counts(arms[name])]
+    beating = [name for name in judged if counts_decision(arms[name]) == "better"]
     if not beating:
         return f'{text}, but not shown to beat "{CONTROL_TO_BEAT}", a table of counts that needs no training.'
     verb = "beats" if len(beating) == 1 else "beat"
@@ -147,12 +148,15 @@ def _counts(name: str, entry: Entry) -> str:
         )
     control = gain["control"]
     size = f"difference {interval_text(gain, sign='+')} bits per byte, positive where {name} is better"
-    if gain["low"] is None:
+    decision = counts_decision(entry)
+    if decision == "no interval":
         return f'Against "{control}": {size}; without an interval, no claim.'
-    if gain["low"] > 0:
+    if decision == "better":
         return f'It beats "{control}" ({size}).'
-    if gain["high"] < 0:
+    if decision == "worse":
         return f'It does not beat "{control}" and is shown to be worse ({size}).'
+    if not survives(gain):
+        size += f"; not among all comparisons made, corrected p {gain['p_holm']:.2g}"
     return f'It is not shown to beat "{control}" ({size}).'
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.frontier.cells import CONTROL_TO_BEAT
+
 AXIS_NAMES = {
     "train_flops": "training FLOPs",
     "read_flops": "inference FLOPs",
@@ -88,17 +90,19 @@ def intervals_text(intervals: Mapping[str, Any]) -> str:
 
 def corrections_text(corrections: Mapping[str, Mapping[str, Any]]) -> str:
     """How many comparisons were corrected for, in a sentence; empty where there was none."""
-    counted = [
-        f"{told['comparisons']} on the {regime}"
-        for regime, told in corrections.items()
-        if told["comparisons"]
-    ]
-    if not counted:
+
+    def counted(kind: str) -> list[str]:
+        return [f"{told[kind]} on the {regime}" for regime, told in corrections.items() if told[kind]]
+
+    if not counted("comparisons"):
         return ""
-    return (
+    text = (
         "“Better” and “worse” per training FLOP are said after correction for the number of comparisons, every arm at "
-        f"every budget: {listed(counted)} (Holm)."
+        f"every budget: {listed(counted('comparisons'))} (Holm)"
     )
+    if counts := counted("comparisons_with_counts"):
+        text += f'; so is what is said of gains over "{CONTROL_TO_BEAT}", {listed(counts)}'
+    return f"{text}."
 
 
 def fit_text(fit: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.frontier.cells import Cell, Row, Table, budget_key
-from experiments.report.explain import COUNTING
+from experiments.report.explain import COUNTING, INTEGERS
 from experiments.report.markup import Markup, definitions, join, table, tag
 from experiments.report.units import amount, seconds, share
 
@@ -33,6 +33,8 @@ def bill(results: Table) -> Markup:
             )
         head = ["arm", "budget", "total", *PHASES]
         parts.append(table(head, body, caption=f"{title} by phase.", numeric=range(1, 8)))
+        if unit == "FLOP":
+            parts.append(_integers(cells))
     body = [
         [
             cell.name,
@@ -55,6 +57,17 @@ def bill(results: Table) -> Markup:
         tag("details", tag("summary", "By operator, and by module"), *(_operators(cell) for cell in cells))
     )
     return join(parts)
+
+
+def _integers(cells: Sequence[Cell]) -> Markup:
+    """How much of searching is arithmetic on integers, where the rows tell it."""
+    shares = []
+    for cell in cells:
+        search = _mean_of(row.get("search") or {} for row in cell.runs)
+        if search.get("intops") and not cell.derived:
+            told = share(search["intops"], search["flops"])
+            shares.append(f"{cell.name} at {budget_key(cell.budget)} {told}")
+    return tag("p", f"{INTEGERS} {'; '.join(shares)}.", class_="note") if shares else Markup("")
 
 
 def _operators(cell: Cell) -> Markup:

@@ -15,6 +15,11 @@ CONVENTIONS = (
     " under both, and a claim has to hold both ways."
 )
 
+INTEGERS = (
+    "Sums of 4-bit codes are billed like any other operation, though a processor makes 32 to 512 of them at once. Of"
+    " a search that is mostly such sums, seconds and bytes tell more than FLOPs. Their part of the search's operations:"
+)
+
 BREAK_EVEN = (
     "Break-even: N = building / (FLOPs per token of dense at the arm's loss - FLOPs per token of the arm, search"
     " included), the number of served tokens at which building and reading together cost what reading dense of equal"

@@ -42,7 +42,7 @@ class Findings:
         data = f"{source}, " if source else ""
         budgets = ", ".join(map(budget_key, summary["budgets"]))
         interval = (
-            f"Intervals are {100 * summary['confidence']:.0f} % over seeds."
+            f"Intervals are {100 * summary['confidence']:.0f} % over {' and '.join(summary['intervals']['over'])}."
             if len(summary["seeds"]) > 1
             else "One seed, so no intervals and no claims."
         )

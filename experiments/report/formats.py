@@ -13,6 +13,7 @@ from experiments.report.latex import latex
 from experiments.report.long import long_csv
 from experiments.report.markdown import markdown
 from experiments.report.page import page
+from experiments.report.profiles import draw_profiles
 from experiments.report.table import print_table
 
 
@@ -57,6 +58,12 @@ FORMATS = {
         "frontier.svg",
         "the figure, to scale",
         lambda found: to_bytes(draw(found.summary), "svg"),
+        printed=False,
+    ),
+    "profiles": Format(
+        "profiles.svg",
+        "sizes of dense at each budget",
+        lambda found: to_bytes(draw_profiles(found.summary), "svg"),
         printed=False,
     ),
     "json": Format("summary.json", "the numbers", _json),

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiments.frontier.decisions import decide, decision_on, has_interval
+from experiments.frontier.decisions import counts_decision, decide, decision_on, has_interval
 
 EVERYTHING = "every operator, search and building; causal attention: live pairs"
 PRODUCTS = "matrix products, search and building; causal attention: live pairs"
@@ -38,6 +38,9 @@ COLUMNS: tuple[str, ...] = (
     "gain_over_counts",
     "gain_over_counts_low",
     "gain_over_counts_high",
+    "gain_over_counts_p",
+    "gain_over_counts_p_corrected",
+    "gain_over_counts_decision",
 )
 
 
@@ -72,7 +75,7 @@ def lines(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "width": entry["width"],
                 "seeds": len(entry["seeds"]),
                 **_interval("bits_per_byte", entry["bits_per_byte"]),
-                **_interval("gain_over_counts", entry["gain_over_counts"]),
+                **_gain(entry),
             }
             for line in _of_axes(summary, entry):
                 yield common | line
@@ -101,6 +104,16 @@ def _of_axes(summary: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[d
 def _compared(cell: Mapping[str, Any], decision: str) -> dict[str, Any]:
     found = {key: cell[key] for key in ("multiplier", "low", "high", "bound", "beyond", "p")}
     return found | {"p_corrected": cell.get("p_holm"), "decision": decision}
+
+
+def _gain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    gain = entry["gain_over_counts"]
+    return {
+        **_interval("gain_over_counts", gain),
+        "gain_over_counts_p": gain and gain["p"],
+        "gain_over_counts_p_corrected": gain and gain["p_holm"],
+        "gain_over_counts_decision": gain and counts_decision(entry),
+    }
 
 
 def _interval(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:

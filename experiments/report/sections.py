@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from experiments.frontier import CONTROL_TO_BEAT, DENSE, budget_key
-from experiments.frontier.decisions import copies, decision_on
+from experiments.frontier.decisions import copies, counts_decision, decision_on
 from experiments.frontier.wording import interval_text, loss_text, multiplier_text, seeds_text
 from experiments.report.axes import amount_name, amount_text, axis_names
 from experiments.report.explain import CONTROLS, COPYING, GENERALISATION
-from experiments.report.figure import DARK, draw, to_bytes
+from experiments.report.figure import draw, to_bytes
+from experiments.report.marks import DARK, LIGHT, Palette
 from experiments.report.markup import Markup, join, table, tag
+from experiments.report.profiles import draw_profiles, profiles
 
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -45,22 +49,26 @@ def top(summary: Summary, question: str, runs: int) -> Markup:
 
 
 def figure(summary: Summary) -> Markup:
-    """The figure in the scheme of the reader, inside of the page."""
-
-    def source(kind: str) -> str:
-        drawing = draw(summary, DARK) if kind == "dark" else draw(summary)
-        return f"data:image/svg+xml;base64,{b64encode(to_bytes(drawing, 'svg')).decode()}"
-
-    picture = tag(
-        "picture",
-        tag("source", media="(prefers-color-scheme: dark)", srcset=source("dark")),
-        tag("img", src=source("light"), alt=summary["answer"]),
-    )
+    """The figure of losses and multipliers."""
     caption = (
         "Above: test loss against the whole training bill. The line is the dense frontier with its 95 % band; "
         "dots are dense widths that tuning did not choose. Circles: same tokens; diamonds: whole corpus; hollow: "
         "controls. Arms at one budget stand side by side. Below: how many times an arm's amount dense would need, "
         "with 95 % intervals; an arrow means that dense was not measured further that way."
+    )
+    return _figure(draw, summary, summary["answer"], caption)
+
+
+def _figure(drawn: Callable[[Summary, Palette], Figure], summary: Summary, alt: str, caption: str) -> Markup:
+    """A figure in the scheme of the reader, inside of the page."""
+
+    def source(palette: Palette) -> str:
+        return f"data:image/svg+xml;base64,{b64encode(to_bytes(drawn(summary, palette), 'svg')).decode()}"
+
+    picture = tag(
+        "picture",
+        tag("source", media="(prefers-color-scheme: dark)", srcset=source(DARK)),
+        tag("img", src=source(LIGHT), alt=alt),
     )
     return tag("figure", tag("div", picture, class_="figure"), tag("figcaption", caption))
 
@@ -74,7 +82,7 @@ def arms(summary: Summary) -> Markup:
                 arm_label(name, entry, under_heading=True),
                 budget,
                 number(loss_text(entry["bits_per_byte"])),
-                number(interval_text(gain, sign="+")) if (gain := entry["gain_over_counts"]) else "-",
+                _gain_cell(entry),
                 entry["width"],
                 len(entry["seeds"]),
                 *(amount_text(axis, entry["amounts"].get(axis)) for axis in axis_names(summary)),
@@ -254,11 +262,18 @@ def dense(summary: Summary) -> Markup:
     head = ["budget", "width", "bits per byte, validation", "bits per byte, test", "seeds"]
     head += map(amount_name, axis_names(summary))
     notes = _edges(summary)
+    drawn = (
+        "IsoFLOP profiles: dense models of several widths at each budget; filled: the width chosen on validation text. "
+        "Parabolas are a guide to the eye, where there are three widths: the frontier goes through the chosen ones."
+    )
     caption = "The width is chosen on validation text and compared on test text."
     return join(
         [
             tag("h2", "Dense frontier"),
             *(tag("p", note, class_="warning") for note in notes),
+            _figure(draw_profiles, summary, "Test loss of dense models over their size", drawn)
+            if profiles(summary)
+            else "",
             table(head, body, caption=caption, numeric=range(1, len(head))),
         ]
     )
@@ -294,6 +309,14 @@ def multiplier_cell(entry: Entry, axis: str) -> Any:
         return "-"
     shown = decision_on(entry, axis).replace(" ", "-")
     return tag("span", number(multiplier_text(entry[axis])), class_=shown)
+
+
+def _gain_cell(entry: Entry) -> Any:
+    """The gain over counts in the colour of what can be claimed of it."""
+    if (gain := entry["gain_over_counts"]) is None:
+        return "-"
+    shown = counts_decision(entry).replace(" ", "-")
+    return tag("span", number(interval_text(gain, sign="+")), class_=shown)
 
 
 def number(text: str) -> Markup:

@@ -12,13 +12,14 @@ from experiments.report.figure import draw, to_bytes
 from experiments.report.findings import Findings
 from experiments.report.long import COLUMNS, lines
 from experiments.report.page import page
+from experiments.report.profiles import draw_profiles
 
 if TYPE_CHECKING:
     import wandb
 
 
 def log_report(run: wandb.Run, findings: Findings) -> None:
-    """Log the tables of a report, every number in long form, the figure and the page to a run.
+    """Log the tables of a report, every number in long form, the figures and the page to a run.
 
     Args:
         run: an open run.
@@ -37,8 +38,13 @@ def log_report(run: wandb.Run, findings: Findings) -> None:
         columns=list(COLUMNS),
         data=[[line[column] for column in COLUMNS] for line in lines(findings.summary)],
     )
-    with Image.open(io.BytesIO(to_bytes(draw(findings.summary), "png"))) as picture:
-        logged["report/frontier"] = wandb.Image(picture, caption=findings.summary["answer"])
+    figures = {
+        "frontier": (draw, findings.summary["answer"]),
+        "profiles": (draw_profiles, "IsoFLOP profiles"),
+    }
+    for name, (drawn, caption) in figures.items():
+        with Image.open(io.BytesIO(to_bytes(drawn(findings.summary), "png"))) as picture:
+            logged[f"report/{name}"] = wandb.Image(picture, caption=caption)
     logged["report/page"] = wandb.Html(page(findings), inject=False)
     run.log(logged)
     run.summary["answer"] = findings.summary["answer"]

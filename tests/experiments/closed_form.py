@@ -7,8 +7,8 @@ of the dense transformer are here, those of arms with a memory in ``closed_form_
 
 Prices (docs/counting.md): a multiply-add is 2, any other operation 1 a number that comes out. Of numbers that go in: a
 sum, a mean or a maximum 1, softmax 5, its gradient 4, logsumexp 4, the length of a vector 2 and 1 for the root. SiLU is
-2, its gradient 6, lerp 3, logaddexp 5, AdamW 13 without decay. A factor written into a sum (alpha, beta, value) is 1. Copies,
-gathers, casts, comparisons and selections are free.
+2, its gradient 6, lerp 3, logaddexp 5, AdamW 13 without decay. A factor written into a sum (alpha, beta, value) is 1,
+one of -1 nothing. Copies, gathers, casts, comparisons and selections are free.
 
 Letters: n tokens of a step (batch · time), d width, h heads, v vocabulary, k neighbours of a token. The rule of thumb
 "6 · weights · tokens" is in ``linear``: 2 forward, 4 backward.

@@ -132,6 +132,7 @@ def _row(
             "table": 1_000_000 if arm == "ngram" else 0,
         },
         "flops": flops,
+        "search": {"flops": flops["search"], "intops": flops["search"] * 3 // 4} if retrieves else {},
         "train_flops": sum(flops.values()),
         "matmul_flops": int(sum(flops.values()) * 0.9),
         "bytes": moved,

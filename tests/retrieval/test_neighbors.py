@@ -38,3 +38,13 @@ def test_wrong_shapes_and_types_are_refused():
         Neighbors(scores.double(), ids, mask)
     with pytest.raises(ValueError, match="int64"):
         Neighbors(scores, ids.int(), mask)
+
+
+def test_cat_puts_batches_below_each_other_and_adds_up_their_work():
+    one = Neighbors.of(torch.tensor([[1.0]]), torch.tensor([[3]]), flops=5, bytes=6, intops=1)
+    two = Neighbors.of(torch.tensor([[2.0], [0.0]]), torch.tensor([[4], [-1]]), flops=7, bytes_random=2)
+    both = Neighbors.cat([one, two])
+    assert both.ids.tolist() == [[3], [4], [0]]
+    assert both.scores.tolist() == [[1.0], [2.0], [0.0]]
+    assert both.mask.tolist() == [[True], [True], [False]]
+    assert both.work == {"flops": 12, "bytes": 6, "bytes_written": 0, "bytes_random": 2, "intops": 1}

@@ -30,10 +30,11 @@ def test_rows_are_what_the_source_says(tmp_path, make):
     assert torch.equal(read.mask, torch.cat([f.mask for f in found])[index])
     assert not read.mask.all()
     assert torch.allclose(read.scores, torch.cat([f.scores for f in found])[index], atol=1e-3)
-    assert table.flops.sum() == sum(f.flops for f in found)
-    assert table.bytes.sum() == sum(f.bytes for f in found)
-    assert table.bytes[:3].sum() == found[0].bytes
-    assert (read.flops, read.bytes) == (table.flops[index].sum(), table.bytes[index].sum())
+    for name, amount in table.work.items():
+        assert amount.sum() == sum(f.work[name] for f in found)
+        assert amount[:3].sum() == found[0].work[name]
+    assert read.work == {name: amount[index].sum() for name, amount in table.work.items()}
+    assert set(read.work) == set(found[0].work)
 
 
 def test_tables_are_maps_of_plain_arrays(tmp_path):

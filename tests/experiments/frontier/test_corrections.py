@@ -17,7 +17,11 @@ def test_holm_by_hand():
 
 def test_the_family_is_every_arm_at_every_budget_of_a_regime_without_controls():
     summary = summarize(rows())
-    assert summary["corrections"]["same tokens"] == {"method": "Holm", "comparisons": 6}
+    assert summary["corrections"]["same tokens"] == {
+        "method": "Holm",
+        "comparisons": 6,
+        "comparisons_with_counts": 6,
+    }
     assert summary["corrections"]["whole corpus"]["comparisons"] == 4
     for name, budgets in summary["arms"].items():
         for entry in budgets.values():
@@ -25,3 +29,7 @@ def test_the_family_is_every_arm_at_every_budget_of_a_regime_without_controls():
             assert (found["p_holm"] is None) == (name == "dense" or entry["control"])
             if found["p_holm"] is not None:
                 assert found["p"] <= found["p_holm"] <= 1
+            gain = entry["gain_over_counts"]
+            if gain is not None and not entry["control"]:
+                assert gain["p"] <= gain["p_holm"] <= 1
+                assert (gain["p"] < 0.05) == (gain["low"] > 0 or gain["high"] < 0)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.report import Findings, find
+from experiments.report.bill import bill
 from experiments.report.breakeven import tokens_text
 from experiments.report.tradeoff import trade_offs
 from tests.experiments.synthetic import ARMS, rows
@@ -126,3 +127,9 @@ def test_a_small_difference_that_the_interval_does_not_show_is_not_worth_a_sente
 
 def test_one_seed_claims_no_trade_off():
     assert slower(5.0, seeds=1)["trade_offs"] == []
+
+
+def test_the_share_of_a_search_on_integers_is_told(invented: Findings):
+    told = bill(invented.results)
+    assert "graph at 3e12 75 %" in told
+    assert "dense at" not in told

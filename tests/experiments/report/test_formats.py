@@ -50,6 +50,8 @@ def test_every_number_of_the_csv_is_the_summarys(measured: Findings):
         for name in ("bits_per_byte", "gain_over_counts"):
             ends = entry[name] or {"mean": None, "low": None, "high": None}
             expected |= {name: ends["mean"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
+        gain = entry["gain_over_counts"] or {"p": None, "p_holm": None}
+        expected |= {"gain_over_counts_p": gain["p"], "gain_over_counts_p_corrected": gain["p_holm"]}
         assert {key: float(line[key]) if line[key] else None for key in expected} == expected
         assert (line["bound"] or None, line["regime"]) == (cell["bound"], entry["regime"])
         assert (line["seeds"], line["control"]) == (str(len(entry["seeds"])), str(entry["control"]))

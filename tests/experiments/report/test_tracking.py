@@ -27,7 +27,7 @@ def logged_tables(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in media(folder, "table")]
 
 
-def test_tables_figure_and_page_reach_an_open_run(invented: Findings, tmp_path: Path):
+def test_tables_figures_and_page_reach_an_open_run(invented: Findings, tmp_path: Path):
     with wandb.init(mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True, console="off")) as run:
         log_report(run, invented)
     found = {tuple(table["columns"]): table["data"] for table in logged_tables(tmp_path)}
@@ -38,8 +38,9 @@ def test_tables_figure_and_page_reach_an_open_run(invented: Findings, tmp_path: 
     assert len(numbers) == len(list(lines(invented.summary)))
     (page,) = media(tmp_path, "html")
     assert page.read_text() == FORMATS["html"].to_bytes(invented).decode()
-    (figure,) = media(tmp_path, "images")
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    figures = media(tmp_path, "images")
+    assert {path.name.partition("_")[0] for path in figures} == {"frontier", "profiles"}
+    assert all(figure.read_bytes().startswith(b"\x89PNG") for figure in figures)
 
 
 def test_the_command_logs_a_run_of_its_own_in_the_group_of_its_study(
