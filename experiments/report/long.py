@@ -9,8 +9,8 @@ from typing import Any
 
 from experiments.frontier.decisions import counts_decision, decide, decision_on, has_interval
 
-EVERYTHING = "every operator, search and building; causal attention: live pairs"
-PRODUCTS = "matrix products, search and building; causal attention: live pairs"
+EVERYTHING = "every operator, search and building; causal attention: pairs multiplied, in blocks of 64"
+PRODUCTS = "matrix products, search and building; causal attention: pairs multiplied, in blocks of 64"
 COLUMNS: tuple[str, ...] = (
     "study",
     "corpus",

@@ -34,9 +34,9 @@ class Priced:
     def store_bill(self) -> dict[str, dict[str, int]]:
         return {"flops": {"add": self.build}}
 
-    def work(self, n_rows: int) -> tuple[float, int, float]:
+    def work(self, n_rows: int) -> dict[str, float]:
         assert n_rows <= self.prepared
-        return self.first * min(n_rows, PIECE) + self.rest * max(0, n_rows - PIECE), 0, 0.0
+        return {"flops": self.first * min(n_rows, PIECE) + self.rest * max(0, n_rows - PIECE)}
 
 
 class Provided(Provision):

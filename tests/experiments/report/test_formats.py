@@ -62,7 +62,7 @@ def test_every_number_of_the_csv_is_the_summarys(measured: Findings):
 def test_the_csv_names_the_convention_of_every_flop_and_has_training_under_both(invented: Findings):
     found = lines_of(invented)
     for line in found:
-        assert ("live pairs" in line["convention"]) == line["axis"].endswith("flops")
+        assert ("pairs multiplied" in line["convention"]) == line["axis"].endswith("flops")
     place = ("ngram", "3000000000000.0", "train_flops")
     ways = [
         line["convention"] for line in found if (line["arm"], line["budget_flops"], line["axis"]) == place
