@@ -47,6 +47,8 @@ def tune(
 ) -> Iterator[list[dict[str, Any]]]:
     """Search at the smallest budget compared, then outwards: the others begin with what the earlier ones found.
 
+    Where the study rests on an earlier search, this one goes on from it.
+
     Each round tries :data:`TRIALS` settings around the best so far, all coordinates at once, at the same quasi-random
     points (a scrambled Sobol sequence) of a range that is as wide for every arm and size and narrower from round to
     round. A best value at the edge of a range is the middle of the next one, so no range ends a search; and as the
@@ -83,16 +85,22 @@ def tune(
 
 
 def first_round(study: Study, budget: float) -> int:
-    """Wide ranges are for the budget searched first: the others know where to look."""
-    return 0 if budget == study.tuning_budgets[0] else LATER
+    """Wide ranges are for the budget searched first, unless all know where to look from an earlier search."""
+    return 0 if budget == study.tuning_budgets[0] and not _known(study, budget) else LATER
+
+
+def _known(study: Study, budget: float) -> bool:
+    """Whether the search that a study rests on had a winner at every place of a budget: one alone would be ahead."""
+    return all((*place, budget) in study.tuned for place in study.tuning_places(budget))
 
 
 def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> list[Run]:
     """The trials of one round of the search at a budget, at every place that is tuned.
 
-    The first round at a budget begins where the nearest size ended at the nearest budget searched before; if there is
-    none, at a smaller budget of the search the study rests on; or else at the study's own settings, which are its
-    first trial. Each later one begins with the best trial so far.
+    The first round at a budget begins where the search that the study rests on ended there, if it was at all of its
+    places; or where the nearest size ended at the nearest budget searched before; if there is none, at a smaller budget
+    of the search the study rests on; or else at the study's own settings. What it begins with is its first trial.
+    Each later one begins with the best trial so far.
 
     Args:
         study: What is tuned.
@@ -110,13 +118,14 @@ def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> 
         for place, found in study.tuned.items()
         if place[-1] < budget and place[:2] not in searched
     }
-    study = replace(study, tuned=known | earlier)
+    here = {place: found for place, found in study.tuned.items() if place[-1] == budget}
+    begin = first_round(study, budget)
+    study = replace(study, tuned=known | earlier | (here if _known(study, budget) else {}))
     runs = []
     for arm, regime, width in study.tuning_places(budget):
         settings = study.settings_of(arm, regime, width, budget)
         rates: dict[str, float] = {**RATES, **settings["rates"]}
         current = {**settings, "rates": rates, "counts": False, "trials": 0}
-        begin = first_round(study, budget)
         trials = [current]
         for step in range(begin, number + 1):
             tried = trials_around(current, step)

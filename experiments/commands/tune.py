@@ -27,7 +27,8 @@ EXAMPLES = """\
 Dense is tuned at every width of its frontier, arms at the width that is best for the budget. Each round tries batch,
 depth and three kinds of step size at eight quasi-random points around the best trial so far, the same points for all,
 in a range that narrows from round to round. The search begins at the smallest budget; each other one begins with what
-the nearest one before it found, and does the narrow rounds alone. Trials that have finished are never repeated. A study
+the nearest one before it found, and does the narrow rounds alone. Where the study rests on an earlier search of all its
+places, this one goes on from there, in the narrow rounds. Trials that have finished are never repeated. A study
 uses what was found by `tuned=tuned(Path(".../tuned.json"))`, with `from experiments.tuning import tuned`."""
 
 

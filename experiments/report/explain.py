@@ -6,8 +6,8 @@ QUESTION = (
 )
 
 CAUSAL = (
-    "Causal attention is billed by the query-key pairs that are multiplied, for every arm alike: each block of 64 queries"
-    " meets the keys up to its own end, at 256 positions 25 % more pairs than live. Fused attention of torch is billed by"
+    "Causal attention is billed by the query-key pairs that are multiplied, for every arm alike: a block of 64 queries"
+    " meets the keys up to its end, at 256 positions 25 % more pairs than live. Fused attention of torch is billed by"
     " the pairs that live, about half of the square. A counter that bills the whole square gives larger amounts."
 )
 

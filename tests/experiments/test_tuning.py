@@ -14,7 +14,7 @@ from experiments.errors import RunError
 from experiments.results import Results
 from experiments.run import DEFAULTS, Run
 from experiments.study import Study
-from experiments.tuning import LATER, REACH, TRIALS, best, round_of, trials_around, tune, tuned
+from experiments.tuning import LATER, REACH, TRIALS, best, first_round, round_of, trials_around, tune, tuned
 from mann.module import RATES
 
 STUDY: dict[str, Any] = {
@@ -157,6 +157,27 @@ def test_what_is_known_of_an_arm_counts_where_only_others_were_searched() -> Non
     starts = _starts(Study(**STUDY, tuned=known), 3e12, rows)
     assert starts["dense"]["layers"] == 2
     assert starts["ngram"]["layers"] == 5
+
+
+def test_a_search_goes_on_from_an_earlier_one_that_was_everywhere() -> None:
+    study = Study(**STUDY)
+    known = {
+        (*place, budget): {"layers": 5, "trials": 11}
+        for budget in (1e12, 3e12)
+        for place in study.tuning_places(budget)
+    }
+    assert first_round(study, 1e12) == 0
+    for budget in (1e12, 3e12):
+        assert first_round(Study(**STUDY, tuned=known), budget) == LATER
+        starts = {
+            (run.arm, run.regime, run.width): run
+            for run in reversed(round_of(Study(**STUDY, tuned=known), budget, [_row(0.02, 1.0)], LATER))
+        }
+        assert {run.settings["layers"] for run in starts.values()} == {5}
+    # An arm that the earlier search left out would be behind: all of them begin wide.
+    lacking = {place: found for place, found in known.items() if place[0] != "graph"}
+    assert first_round(Study(**STUDY, tuned=lacking), 1e12) == 0
+    assert round_of(Study(**STUDY, tuned=lacking), 1e12, [], 0)[0].settings["layers"] == DEFAULTS["layers"]
 
 
 def _starts(study: Study, budget: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
