@@ -98,7 +98,7 @@ def _frame(axes: Axes, palette: Palette) -> None:
     axes.tick_params(colors=palette.soft, labelcolor=palette.ink, labelsize=9)
     axes.grid(axis="y", color=palette.faint, linewidth=0.5, alpha=0.6)
     axes.set_axisbelow(True)
-    axes.margins(x=0.09)
+    axes.margins(x=0.09, y=0.09)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:.2g} M"))
     axes.xaxis.set_minor_locator(NullLocator())

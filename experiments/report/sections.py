@@ -288,8 +288,9 @@ def _edges(summary: Summary) -> list[str]:
         chosen = [point["width"] for point in points if point["tuned"]]
         if chosen and chosen[0] in (widths[0], widths[-1]):
             side = "largest" if chosen[0] == widths[-1] else "smallest"
+            which = f"the {side} of {len(widths)} tried" if len(widths) > 1 else "the only one tried"
             notes.append(
-                f"At {budget_key(budget)} the best dense width, {chosen[0]}, is the {side} of {len(widths)} tried: a "
+                f"At {budget_key(budget)} the best dense width, {chosen[0]}, is {which}: a "
                 "better one may lie beyond, and every multiplier that rests on this point would be smaller."
             )
     return notes
