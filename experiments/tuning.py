@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # What is searched, all at once. Step sizes go by parameter role; the tables of a memory are looked up as the
 # embedding is, and their step sizes move together.
 COORDINATES = ("batch", "layers", "matrix", "embedding", "head")
+LEAST = {"batch": 1, "layers": 1}
 MOVED = {"embedding": ("embedding", "table")}
 # How far a round goes from where it begins, to both sides, in octaves (layers: in layers); and from which of these
 # rounds a later budget goes on, which begins with what an earlier one found.
@@ -158,8 +159,8 @@ def _moved(settings: Mapping[str, Any], octaves: Sequence[float]) -> dict[str, A
             rates[role] = float(f"{rates[role] * 2 ** by[coordinate]:.3g}")
     return {
         **settings,
-        "batch": max(1, 2 ** round(math.log2(settings["batch"]) + by["batch"])),
-        "layers": max(1, round(settings["layers"] + by["layers"])),
+        "batch": max(LEAST["batch"], 2 ** round(math.log2(settings["batch"]) + by["batch"])),
+        "layers": max(LEAST["layers"], round(settings["layers"] + by["layers"])),
         "rates": rates,
     }
 
@@ -185,7 +186,10 @@ def best(rows: Sequence[_Row], diverged: Sequence[Run] = ()) -> list[dict[str, A
         edges = []
         for coordinate in COORDINATES:
             values = {_value(row, coordinate) for row in tried}
-            if len(values) > 1 and _value(winner, coordinate) in (min(values), max(values)):
+            chosen = _value(winner, coordinate)
+            # Beyond one layer, or one window in a batch, nothing lies.
+            least = coordinate in LEAST and chosen == LEAST[coordinate]
+            if len(values) > 1 and chosen in (min(values), max(values)) and not least:
                 edges.append(coordinate)
         found.append(
             {

@@ -251,6 +251,16 @@ def test_the_winner_has_the_lowest_validation_loss_and_edges_are_told() -> None:
     assert set(found["settings"]) == {"rates", "layers", "batch"}
 
 
+def test_the_least_that_there_is_is_no_edge() -> None:
+    def row(layers: int, loss: float) -> dict[str, Any]:
+        return _row(0.01, loss, settings={"rates": dict(RATES), "layers": layers, "batch": 4})
+
+    (found,) = best([row(1, 1.0), row(2, 1.5)])
+    assert found["at_edge"] == []
+    (found,) = best([row(2, 1.0), row(3, 1.5)])
+    assert found["at_edge"] == ["layers"]
+
+
 def test_a_control_takes_over_the_tuning_of_what_it_explains() -> None:
     found = {("graph", "same tokens", 48, 1e12): {"rates": {"matrix": 0.007}, "layers": 3, "trials": 11}}
     runs = Study(**STUDY, tuned=found).plan()
