@@ -11,6 +11,7 @@ Flat, HNSW, fp16, bf16      nothing
 SQ8, SQ6, SQ4               no operation, only comparisons for the range of each dimension
 IVF{n}                      k-means: ``niter`` (10) times pairs of ``min(n, 256 lists)`` vectors with all centroids
 IVF{n}_HNSW{M}              the same by squared distance, and a graph of the centroids
+k-means of ``k`` vectors    for ``k`` centroids, wherever it is done: no operation, the vectors are copied
 PQ{M}x{b}                   k-means in each part, ``niter`` (25): ``3 d 2^b`` for each of ``min(n, 256 2^b)`` vectors
 IVF{n},PQ, SQ and RaBitQ    where codes are of residuals, also the list and the residual of each vector of a sample:
                             ``256 2^b`` for PQ, 100,000 for SQ, all for RaBitQ. By L2 PQ also makes tables of all
@@ -115,10 +116,8 @@ def _train_lists(index: Any, n: int, visits: Visits) -> Work:
     if isinstance(coarse, faiss.MultiIndexQuantizer):
         work = _train_pq(coarse.pq, n)
     else:
-        used = min(n, index.cp.max_points_per_centroid * index.nlist)
         # FAISS looks for centroids to be put into a graph by squared distance.
-        each = Work(3 * index.d if graph else pair(index), 4 * index.d)
-        work = each * (index.cp.niter * used * index.nlist)
+        work = _cluster(n, index.nlist, index.d, 3 * index.d if graph else pair(index), index.cp)
     if graph:
         centroids = coarse.reconstruct_n(0, index.nlist)
         work += add_work(coarse, index.nlist, centroids, Visits())
@@ -145,9 +144,15 @@ def _train_graph(index: Any, n: int) -> Work:
 
 
 def _train_pq(pq: Any, n: int, niter: int | None = None) -> Work:
-    used = min(n, pq.cp.max_points_per_centroid * pq.ksub)
-    times = (pq.cp.niter if niter is None else niter) * used * pq.ksub * pq.M
-    return Work(3 * pq.dsub, 4 * pq.dsub) * times
+    return _cluster(n, pq.ksub, pq.dsub, 3 * pq.dsub, pq.cp, niter) * pq.M
+
+
+def _cluster(n: int, k: int, d: int, compare: int, options: Any, niter: int | None = None) -> Work:
+    """k-means; as many vectors as centroids are not compared but are the centroids."""
+    used = min(n, options.max_points_per_centroid * k)
+    if used == k:
+        return Work(0, 4 * d, 4 * d) * k
+    return Work(compare, 4 * d) * ((options.niter if niter is None else niter) * used * k)
 
 
 def _train_step(step: Any, n: int) -> Work:

@@ -194,7 +194,7 @@ class Index:
             far = -np.inf if self.metric == "ip" else np.inf
             scores[ids < 0] = far
             best = np.argsort(-scores if self.metric == "ip" else scores, axis=1, kind="stable")[:, :k]
-            work += search_work(index, n, k, Visits())
+            work += search_work(index, n, k, Visits(entries=int((ids >= 0).sum())))
             return np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1), work
         with counted_search() as visits:
             if isinstance(index, faiss.IndexIVF):
@@ -212,7 +212,7 @@ class Index:
         return hits[0][:n], hits[1][:n], search_work(index, n, k, visits)
 
     def _rescore(self, store: Any, x: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """Scores of each query's own candidates in the store behind an index, one pair at a time."""
+        """Scores of each query's own candidates in the store behind an index, one pair at a time; of those found."""
         scores = np.empty(ids.shape, np.float32)
         n, short = ids.shape
         if isinstance(store, FLAT):
@@ -220,8 +220,9 @@ class Index:
                 n, faiss.swig_ptr(x), short, faiss.swig_ptr(scores), faiss.swig_ptr(ids)
             )
             return scores
-        decoded = store.reconstruct_batch(np.maximum(ids, 0).ravel())
-        places = np.arange(ids.size, dtype=np.int64).reshape(ids.shape)
+        real = ids >= 0
+        decoded = store.reconstruct_batch(ids[real])
+        places = np.where(real, real.ravel().cumsum().reshape(ids.shape) - 1, -1)
         compare = faiss.fvec_inner_products_by_idx if self.metric == "ip" else faiss.fvec_L2sqr_by_idx
         arrays = (scores, np.ascontiguousarray(x), decoded, places)
         compare(*map(faiss.swig_ptr, arrays), x.shape[1], n, short)

@@ -24,7 +24,7 @@ HNSW                        ``ndis + 1`` pairs (SQ: and ``4d`` each; PQ: a table
 PCA, RR, OPQ (in front)     ``2 d_in d_out``, and ``d_out`` for a bias
 ITQ (in front)              ``4 d_in`` to centre and normalise + ``2 d_in d_out``
 L2norm, Pad (in front)      ``3 d_in``; nothing
-RFlat, Refine(SQ8) (behind) ``k k_factor`` pairs (SQ: and ``4d`` each)
+RFlat, Refine(SQ8) (behind) a pair (SQ: and ``4d``) for each candidate found, of which there are up to ``k k_factor``
 ==========================  =======================================================================================
 
 ``ndis`` is FAISS's own count for IVF and HNSW. For Flat, SQ, PQ and RaBitQ alone it is all that is stored; for what is
@@ -141,14 +141,12 @@ def search_work(index: Any, n: int, k: int, visits: Visits, *, coarse: bool = Tr
         index: The FAISS index.
         n: Number of queries.
         k: Neighbours per query.
-        visits: FAISS's own counts of that call.
+        visits: FAISS's own counts of that call; of what comes behind, the candidates it was given.
         coarse: Whether the call chose the lists itself.
     """
     index = unwrap(index)
     if isinstance(index, faiss.IndexRefine):  # what comes behind its base index
-        return _scattered(code_work(unwrap(index.refine_index))) * (
-            n * min(index.ntotal, int(k * index.k_factor))
-        )
+        return _scattered(code_work(unwrap(index.refine_index))) * visits.entries
     if isinstance(index, faiss.MultiIndexQuantizer):
         parts = table(index, pair(index, 1))
         return Work(parts.flops, 4 * index.pq.ksub * index.d) * n

@@ -31,7 +31,8 @@ a rule below, or an `UnpricedOperator` error that names the operator, the module
 * **Dropout is free**, so that training and evaluation have one bill.
 * **Sparse** operands are billed by their stored entries; where both are sparse, by the pairs of entries that meet.
 * **Linear algebra** is billed by the leading terms of the textbook's algorithm. Singular values and eigenvalues alone
-  are billed with their vectors: gradients need them, and torch computes them whenever it is watched.
+  are billed with their vectors: gradients need them, and torch computes them whenever it is watched. Complex matrices
+  cost four times as much as real ones.
 * **Compiled functions** run uncompiled while a ledger is open, and are as fast as before once it is closed. Function
   transforms (`vmap`, `grad`, `jvp`) and control flow (`cond`, `while_loop`, `scan`) cost what their functions do.
 * **Kernels** that do several steps at once are billed for the steps, so that they agree with the same steps spelled

@@ -81,6 +81,11 @@ def per_input(flops: int, because: str) -> Price:
     return Price(Rule(text, lambda call: flops * _first_elements(call)), because=because)
 
 
+def _closeness(call: Call) -> int:
+    pairs = torch.broadcast_shapes(call["self"].shape, call["other"].shape).numel()
+    return 4 * pairs + 3 * call["other"].numel()
+
+
 def _bits(call: Call) -> int:
     return total(out for out in call.written() if out.dtype is not torch.bool)
 
@@ -120,9 +125,9 @@ _ONE = """
     atan atan2 sinh cosh tanh asinh acosh atanh sigmoid erf erfc erfinv pow relu clamp clamp_min clamp_max
     maximum minimum fmax fmin hardtanh floor ceil round trunc frac sign sgn floor_divide remainder fmod
     bitwise_left_shift bitwise_right_shift __lshift__ __rshift__
-    __ilshift__ __irshift__ lgamma digamma polygamma special_i0 angle conj_physical ldexp gcd heaviside
+    __ilshift__ __irshift__ lgamma digamma polygamma special_i0 angle ldexp gcd heaviside
     threshold copysign deg2rad rad2deg i0 lcm igamma igammac nextafter frexp hardshrink softshrink
-    rrelu_with_noise fft_fftfreq fft_rfftfreq
+    rrelu_with_noise rrelu_with_noise_functional fft_fftfreq fft_rfftfreq
     _standard_gamma_grad _dirichlet_grad special_i0e special_i1 special_i1e special_erfcx special_log_ndtr
     special_ndtri special_zeta special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0
     special_bessel_y1 special_spherical_bessel_j0 special_modified_bessel_i0 special_modified_bessel_i1
@@ -133,9 +138,11 @@ _ONE = """
     special_shifted_chebyshev_polynomial_w special_hermite_polynomial_h special_hermite_polynomial_he
     special_laguerre_polynomial_l special_legendre_polynomial_p
 """
+# Without autograd these show under the name of the greatest and the least element of one tensor.
+_OF_TWO = ("max.other", "max.out", "min.other", "min.out")
 _FOREACH_ONE = """
     mul div neg abs sqrt rsqrt reciprocal exp log pow clamp_min clamp_max maximum minimum sigmoid tanh sign
-    floor ceil round trunc frac erf expm1 log1p sin cos tan
+    floor ceil round trunc frac erf erfc expm1 log1p log2 log10 sin cos tan asin acos atan sinh cosh lgamma
 """
 
 # Several operations: counted from the formula, a transcendental function being one.
@@ -188,6 +195,7 @@ _FORMULAS: dict[str, tuple[int, str]] = {
     "smooth_l1_loss_backward": (3, "g clamp(x - y)"),
     "huber_loss_backward": (3, "g clamp(x - y)"),
     "glu": (2, "a σ(b)"),
+    "glu_jvp": (6, "da σ + glu (1 - σ) db"),
     "glu_backward": (4, "g σ; g a σ (1 - σ), over both halves"),
 }
 
@@ -202,7 +210,7 @@ PRICES: dict[str, Price] = {
         ),
         *("mul", "div"),
     ),
-    **priced(elementwise(1, "one operation an element"), *_ONE.split()),
+    **priced(elementwise(1, "one operation an element"), *_ONE.split(), *_OF_TWO),
     **priced(
         elementwise(1, "one operation an element"), *(f"_foreach_{name}" for name in _FOREACH_ONE.split())
     ),
@@ -222,6 +230,7 @@ PRICES: dict[str, Price] = {
     **priced(
         per_input(6, "scale, round, shift, clamp, shift back, scale"),
         *("fake_quantize_per_tensor_affine_cachemask", "fake_quantize_per_channel_affine_cachemask"),
+        "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
     ),
     **priced(
         Price(
@@ -230,7 +239,16 @@ PRICES: dict[str, Price] = {
         ),
         "mvlgamma",
     ),
+    **priced(
+        Price(Rule("4·pairs + 3·others", _closeness), because="|x - y| and whether it is finite; a + r |y|"),
+        "allclose",
+    ),
     **priced(per_input(2, "min(x, 0) - log(1 + e⁻|x|)"), "log_sigmoid_forward"),
+    **priced(
+        per_input(1, "divided by the scale of the loss; whether all are finite is a comparison"),
+        "_amp_foreach_non_finite_check_and_unscale",
+    ),
+    **priced(scaled(2, ("alpha",), "sum, and the greater of 0 and it"), "_add_relu"),
     **priced(Price(_adam(13, 1), _STEP_BYTES, _SPELLED), "_fused_adamw"),
     **priced(Price(_adam(13, 2), _STEP_BYTES, _SPELLED), "_fused_adam"),
     **priced(

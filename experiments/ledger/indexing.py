@@ -153,6 +153,7 @@ PRICES: dict[str, Price] = {
     **priced(
         Price(_SOURCE, _scattered(1), "one operation an element put in"),
         *("index_add", "index_reduce", "scatter_add", "scatter_reduce"),
+        "_unsafe_masked_index_put_accumulate",
     ),
     **priced(
         Price(Rule("inputs", lambda call: call["data"].numel()), because="one operation an element"),

@@ -18,7 +18,7 @@ from experiments.ledger.bill import RECOMPUTE, Bill
 from experiments.ledger.flex import FLEX, FLEX_BACKWARD, flex_cost
 from experiments.ledger.free import VIEWED
 from experiments.ledger.price import Call, Cost, Price
-from experiments.ledger.prices import Operator, price_of
+from experiments.ledger.prices import Operator, by_name, found_in, in_parts, price_of
 from experiments.ledger.spelling import spell
 from experiments.ledger.trace import Trace
 from experiments.ledger.unpriced import UnpricedOperator, caller, shapes
@@ -56,7 +56,7 @@ class Ledger(Bill):
         self, model: nn.Module | None = None, prices: Mapping[Operator, Price] | None = None
     ) -> None:
         super().__init__(type(model).__name__ if model is not None else "")
-        self._own_prices = {str(operator): price for operator, price in (prices or {}).items()}
+        self._own_prices = by_name(prices or {})
         self._trace = Trace(model, self.root)
         self._watch = _Watch(self)
         self._phases: list[str] = []
@@ -148,7 +148,7 @@ class Ledger(Bill):
         if not isinstance(func, torch._ops.OpOverload):
             return None
         name = str(func._overloadpacket)
-        own = self._own_prices.get(name) or self._own_prices.get(name.removesuffix("_"))
+        own = found_in(self._own_prices, func)
         return (name, own) if own is not None else price_of(func)
 
     def _by_its_parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -157,7 +157,7 @@ class Ledger(Bill):
             return self._higher_order(func, args, kwargs)
         if isinstance(func, torch._ops.OpOverload):
             with self._watch:
-                out = func.decompose(*args, **kwargs)
+                out = in_parts(func, args, kwargs)
             if out is not NotImplemented:
                 return out
             if func.is_view:

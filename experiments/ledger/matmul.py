@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiments.ledger.elementwise import numbers
 from experiments.ledger.price import Call, Price, Rule, is_sparse, numel, priced
 
 
@@ -67,17 +69,25 @@ def _grouped(call: Call) -> int:
     return 2 * groups * left.shape[-2] * left.shape[-1] * right.shape[-1]
 
 
+def _scaled(factor: Any, out: Tensor) -> int:
+    """Operations an element of a multiplication by a factor, none if that is 1."""
+    if factor in (None, 1):
+        return 0
+    return (6 if isinstance(factor, complex) else 2) if out.is_complex() else 1
+
+
 def _added(call: Call) -> int:
-    """Adding the bias, and scaling it or the product where that is asked for."""
+    """Adding the bias, and scaling it or the product where that is asked for; a complex number is two."""
     alpha, beta = call["alpha"], call["beta"]
-    out = sum(numel(tensor) for tensor in call.written())
-    bias = 0 if beta == 0 else out * (1 + (beta not in (None, 1)))
-    return bias + out * (alpha not in (None, 1))
+    return sum(
+        numel(out) * ((beta != 0) * (1 + out.is_complex() + _scaled(beta, out)) + _scaled(alpha, out))
+        for out in call.written()
+    )
 
 
 def _sampled(call: Call) -> int:
     """A product of which only the positions stored in the first argument are computed."""
-    return 2 * numel(call.first()) * call.args[1].shape[-1]
+    return (8 if call.first().is_complex() else 2) * numel(call.first()) * call.args[1].shape[-1]
 
 
 def _reduced_backward(call: Call) -> int:
@@ -107,7 +117,37 @@ def _convolution_backward_bias(call: Call) -> int:
 
 
 def _outer_product(call: Call) -> int:
-    return 2 * call.out.numel()
+    return (8 if call.out.is_complex() else 2) * call.out.numel()
+
+
+def _pairs(call: Call) -> int:
+    return sum(_product(left, right) for left, right in zip(call["self"], call["mat2"], strict=True))
+
+
+def _linear(call: Call) -> int:
+    return _product(call["input"], call["weight"].t())
+
+
+def _linear_bias(call: Call) -> int:
+    return 0 if call["bias"] is None else numbers(call.out)
+
+
+def _time_first(call: Call) -> int:
+    # The weight, of shape [kernel, in, out], meets each step of each sequence.
+    return 2 * prod(call.out.shape[:2]) * call["weight"].numel()
+
+
+def _classified(call: Call) -> int:
+    """Scores of all classes; in the same pass the gradients that are asked for, each once as much."""
+    wanted = sum(bool(call[name]) for name in ("compute_input_grad", "compute_linear_weight_grad"))
+    return (1 + wanted) * _product(call["input"], call["linear_weight"].t())
+
+
+def _cross_entropy(call: Call) -> int:
+    rows, classes = call["input"].shape[0], call["linear_weight"].shape[0]
+    gradients = [bool(call[f"compute_{name}_grad"]) for name in ("input", "linear_weight", "linear_bias")]
+    forward = rows * classes * (5 + (call["linear_bias"] is not None)) + rows
+    return forward + any(gradients) * (4 * rows * classes + rows) + gradients[2] * rows * classes
 
 
 def _trilinear(call: Call) -> int:
@@ -160,11 +200,23 @@ PRICES: dict[str, Price] = {
     **priced(
         Price(_TWO, because="multiply-add = 2, of complex numbers 8", matmul=_TWO),
         *("mm", "bmm", "mv", "dot", "vdot", "_int_mm", "_sparse_mm", "_sparse_mm_reduce_impl"),
-        "_sparse_sparse_matmul",
+        *("_sparse_sparse_matmul", "hspmm"),
+    ),
+    **priced(
+        Price(Rule("2·m·k·n over all pairs", _pairs), because="multiply-add = 2", matmul=Rule("all", _pairs)),
+        "_foreach_mm",
+    ),
+    **priced(
+        Price(
+            Rule("2·m·k·n + bias", lambda call: _linear(call) + _linear_bias(call)),
+            because="multiply-add = 2; without a place for results it is mm or addmm",
+            matmul=Rule("2·m·k·n", _linear),
+        ),
+        "linear.out",
     ),
     **priced(
         Price(_PLUS, because="multiply-add = 2; bias = 1 an output", matmul=_TWO),
-        *("addmm", "baddbmm", "addmv", "addbmm", "_addmm_activation", "_sparse_addmm"),
+        *("addmm", "baddbmm", "addmv", "addbmm", "_addmm_activation", "_sparse_addmm", "sspaddmm.out"),
     ),
     **priced(
         Price(
@@ -175,7 +227,7 @@ PRICES: dict[str, Price] = {
             because="multiply-add = 2; groups share out one side",
             matmul=Rule("2·m·k·n over all groups", _grouped),
         ),
-        *("_grouped_mm", "_scaled_grouped_mm"),
+        *("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2"),
     ),
     **priced(
         Price(_REDUCED_BACKWARD, because="each gradient costs one forward", matmul=_REDUCED_BACKWARD),
@@ -199,6 +251,14 @@ PRICES: dict[str, Price] = {
             matmul=_CONVOLUTION,
         ),
         *("convolution", "_convolution", "convolution_overrideable"),
+    ),
+    **priced(
+        Price(
+            Rule("2·batch·steps·numel(weight) + outputs", lambda call: _time_first(call) + call.out.numel()),
+            because="a convolution over sequences laid out time first, with bias",
+            matmul=Rule("2·batch·steps·numel(weight)", _time_first),
+        ),
+        "conv_tbc",
     ),
     **priced(
         Price(
@@ -234,4 +294,23 @@ PRICES: dict[str, Price] = {
         ),
         "mkldnn_rnn_layer_backward",
     ),
+    **{
+        f"torch_nn._linear_cross_entropy_batch_chunked{suffix}": Price(
+            Rule(
+                f"2·n·k·classes{each} + (5 + bias)·n·classes + n{more}",
+                lambda call: _classified(call) + _cross_entropy(call),
+            ),
+            because="a linear layer, its softmax and loss" + also,
+            matmul=Rule(f"2·n·k·classes{each}", _classified),
+        )
+        for suffix, each, more, also in (
+            (
+                "",
+                ", the same for each gradient asked for",
+                ", + 4·n·classes + n and the bias's for gradients",
+                ", and their gradients",
+            ),
+            ("_no_reduction", "", "", ""),
+        )
+    },
 }

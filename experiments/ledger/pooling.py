@@ -103,7 +103,7 @@ def _sampled(dims: int) -> Callable[[Call], int]:
         once = 2 * taps * places * channels if taps > 1 else 0
         if call["grad_output"] is None:
             return here + once
-        for_input, for_grid = call["output_mask"]
+        for_input, for_grid = call["output_mask"] or (True, True)
         put_back = once or places * channels
         return here + put_back * for_input + once * dims * for_grid
 
@@ -146,6 +146,16 @@ PRICES: dict[str, Price] = {
         "fractional_max_pool{}d", _BOTH, lambda d: Price(_pooled(d), because="one comparison an element seen")
     ),
     **priced(Price(_pooled(1), because="one comparison an element seen"), "max_pool1d"),
+    **priced(Price(_pooled(1), because="a mean of each window"), "avg_pool1d.out"),
+    **_named(
+        "adaptive_avg_pool{}d.out",
+        (1, *_BOTH),
+        lambda d: Price(_adaptive(d), because="a mean of each window"),
+    ),
+    **priced(
+        Price(_adaptive_spread(3), because="divided, summed where windows meet"),
+        "adaptive_avg_pool3d_backward",
+    ),
     **_named("_adaptive_avg_pool{}d", _BOTH, lambda d: Price(_adaptive(d), because="a mean of each window")),
     **_named(
         "_adaptive_avg_pool{}d_backward",
@@ -189,6 +199,12 @@ PRICES: dict[str, Price] = {
             because="weighted sum of the taps; weights are shared by the channels",
         )
         for d in _BOTH
+        for suffix in ("", "_backward")
+    },
+    **{
+        f"aten._grid_sampler_2d_cpu_fallback{suffix}": Price(
+            Rule("as grid_sampler_2d", _sampled(2)), because="the same in another kernel"
+        )
         for suffix in ("", "_backward")
     },
     **priced(

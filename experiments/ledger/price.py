@@ -105,8 +105,10 @@ class Call:
         return self.args[0] if self.args else next(iter(self.kwargs.values()))
 
     def read(self) -> list[Tensor]:
-        """Every tensor given."""
-        return list(tensors((self.args, self.kwargs)))
+        """Every tensor given, but for those that are there to be overwritten."""
+        overwritten = {argument.name for argument in self.func._schema.arguments if _overwritten(argument)}
+        kept = [given for name, given in self.kwargs.items() if name not in overwritten]
+        return list(tensors((self.args, kept)))
 
     def written(self) -> list[Tensor]:
         """Every tensor returned or, where nothing is returned, every tensor changed in place."""
@@ -115,6 +117,11 @@ class Call:
             return out
         changed = [a.name for a in self.func._schema.arguments if a.alias_info and a.alias_info.is_write]
         return [tensor for name in changed for tensor in tensors(self[name])]
+
+
+def _overwritten(argument: Any) -> bool:
+    """Whether a schema's argument is a place for results; what is changed in place is never by keyword only."""
+    return argument.kwarg_only and argument.alias_info is not None and argument.alias_info.is_write
 
 
 Amount = TypeVar("Amount", int, Traffic)
@@ -214,5 +221,5 @@ class Price:
 
 
 def priced(price: Price, *names: str) -> dict[str, Price]:
-    """The same price for several aten operators, named without their trailing underscore."""
+    """The same price for several aten operators, or overloads, named without their trailing underscore."""
     return {f"aten.{name}": price for name in names}

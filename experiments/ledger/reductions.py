@@ -62,6 +62,14 @@ def _batch_norm_backward(call: Call) -> int:
     return call["input"].numel() * (10 * to_input + 2 * to_weight + to_bias)
 
 
+def _normalised(call: Call) -> int:
+    return call["input"].numel() * (2 + sum(call[name] is not None for name in ("weight", "bias")))
+
+
+def _gradient_sums(call: Call) -> int:
+    return call["input"].numel() * (5 * call["input_g"] + 2 * call["weight_g"] + call["bias_g"])
+
+
 def _pairwise(call: Call) -> int:
     left, right = call["x1"], call["x2"]
     return 3 * prod(left.shape[:-1]) * right.shape[-2] * left.shape[-1]
@@ -98,14 +106,8 @@ PRICES: dict[str, Price] = {
             "bincount",
             "histc",
         ),
-        *(
-            "nanmean",
-            "_coalesce",
-            "_sparse_sum",
-            "histogram",
-            "_histogramdd_bin_edges",
-            "_histogramdd_from_bin_cts",
-        ),
+        *("_coalesce", "_sparse_sum", "_sparse_csr_sum", "_sparse_csr_prod", "histogram"),
+        *("_histogramdd_bin_edges", "_histogramdd_from_bin_cts", "_histogramdd_from_bin_tensors"),
     ),
     **priced(
         Price(
@@ -113,13 +115,14 @@ PRICES: dict[str, Price] = {
             because="one comparison an element; ids are checked",
         ),
         *("max", "min", "amax", "amin", "aminmax", "argmax", "argmin", "any", "all", "cummax", "cummin"),
-        *("_foreach_max", "_cummax_helper", "_cummin_helper"),
+        *("_foreach_max", "_cummax_helper", "_cummin_helper", "_aminmax"),
     ),
     **priced(per_input(4, "mean; difference, square, sum"), "var", "std", "var_mean", "std_mean"),
     **priced(per_input(4, "max, subtract, exp, sum"), "logsumexp", "logcumsumexp", "_logcumsumexp"),
     **priced(
         per_input(5, "max, subtract, exp, sum, divide"),
         *("_softmax", "_safe_softmax", "_log_softmax", "_sparse_softmax", "_sparse_log_softmax"),
+        *("softmax.int_out", "log_softmax.int_out"),
     ),
     **priced(
         per_input(4, "y (g - Σ g y), or g - e^y Σ g"),
@@ -131,15 +134,18 @@ PRICES: dict[str, Price] = {
         Price(
             Rule("2·inputs + outputs; inputs if the order is 0, 1 or ∞", _norm), because="power, sum, root"
         ),
-        *("linalg_vector_norm", "_foreach_norm", "norm"),
+        *("linalg_vector_norm", "_foreach_norm", "norm", "native_norm"),
     ),
+    **priced(per_input(2, "power, sum"), "linalg__powsum", "_foreach_powsum"),
     **priced(
         Price(
             Rule("(6 + weight + bias)·inputs", _layer_norm),
             because="mean 1, variance 3, normalise 2, affine 2",
         ),
         *("native_layer_norm", "native_group_norm", "native_batch_norm", "_native_batch_norm_legit"),
-        *("_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm"),
+        *("_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm"),
+        *("_batch_norm_with_update_functional", "_native_batch_norm_legit_functional"),
+        "_native_batch_norm_legit_no_training",
     ),
     **priced(
         Price(
@@ -154,6 +160,30 @@ PRICES: dict[str, Price] = {
             because="as layer norm",
         ),
         *("native_batch_norm_backward", "batch_norm_backward", "cudnn_batch_norm_backward"),
+        "miopen_batch_norm_backward",
+    ),
+    **priced(per_input(4, "mean 1, variance 3"), "batch_norm_stats", "batch_norm_update_stats"),
+    **priced(
+        Price(Rule("(2 + weight + bias)·inputs", _normalised), because="normalise 2, affine 2"),
+        "batch_norm_elemt",
+    ),
+    **priced(
+        Price(
+            Rule("6·means", lambda call: 6 * call["mean"].numel()),
+            because="means and variances of the processes: weighed 2, variance 4",
+        ),
+        *("batch_norm_gather_stats", "batch_norm_gather_stats_with_counts"),
+    ),
+    **priced(
+        Price(
+            Rule("(5·to input + 2·to weight + to bias)·inputs", _gradient_sums),
+            because="with what follows as batch norm in one process",
+        ),
+        "batch_norm_backward_reduce",
+    ),
+    **priced(
+        Price(Rule("5·inputs", lambda call: 5 * call["input"].numel()), because="two means combined"),
+        "batch_norm_backward_elemt",
     ),
     **priced(
         Price(
@@ -183,7 +213,7 @@ PRICES: dict[str, Price] = {
     ),
     **priced(
         Price(Rule("inputs·⌈log₂ length⌉", _sorting), because="comparisons of a merge sort"),
-        *("sort", "argsort", "unique_dim", "_unique", "_unique2", "msort"),
+        *("sort", "argsort", "unique_dim", "_unique", "_unique2"),
     ),
     **priced(
         Price(
@@ -192,7 +222,10 @@ PRICES: dict[str, Price] = {
         ),
         *("_fft_c2c", "_fft_r2c", "_fft_c2r"),
     ),
-    **priced(per_input(1, "each element is compared with the one before"), "unique_consecutive"),
+    **priced(
+        per_input(1, "each element is compared with the one before"),
+        *("unique_consecutive", "unique_dim_consecutive"),
+    ),
     **priced(
         Price(Rule("queries·⌈log₂(boundaries + 1)⌉", _searching), because="comparisons of a binary search"),
         *("searchsorted", "bucketize"),

@@ -23,20 +23,52 @@ class UnpricedOperator(RuntimeError):  # noqa: N818 - named for what went unpric
     """
 
     def __init__(self, operator: str, module: str, line: str, arguments: str) -> None:
-        name = operator.rsplit(".", 1)[0] if operator.count(".") > 1 else operator
         self.operator, self.module, self.line = operator, module, line
         super().__init__(
             f"{operator}({arguments}) has no price.\n"
             f"  module: {module}\n"
             f"  called at: {line}\n"
-            "Price it, for one FLOP an output element:\n"
-            "  from experiments.ledger import elementwise\n"
-            f'  Ledger(model, prices={{torch.ops.{name}: elementwise(1, "why")}})\n'
-            "or for everyone, in the table of experiments/ledger it belongs to "
-            "(matmul, attention, elementwise, reductions, losses, pooling, linalg, indexing, free):\n"
-            f'  **priced(elementwise(1, "why"), "{name.split(".", 1)[-1].removesuffix("_")}"),\n'
-            "An operator of your own takes torch.utils.flop_counter.register_flop_formula."
+            f"{remedy(operator)}"
         )
+
+
+def remedy(operator: str) -> str:
+    """Lines to type that give an operator a price, here one FLOP for each element it puts out.
+
+    Args:
+        operator: Name with overload, such as ``aten.foo.default``.
+    """
+    namespace, _, rest = operator.partition(".")
+    name = rest.split(".")[0]
+    here = (
+        "Price it, for one FLOP an output element, in this ledger:\n"
+        "  from experiments.ledger import Ledger, elementwise\n"
+        f'  ledger = Ledger(prices={{torch.ops.{namespace}.{name}: elementwise(1, "why")}})\n'
+    )
+    if namespace == "aten":
+        return here + (
+            "or for everyone, in the table of experiments/ledger it belongs to "
+            "(matmul, elementwise, reductions, losses, pooling, linalg, indexing, free):\n"
+            f'  **priced(elementwise(1, "why"), "{name.removesuffix("_")}"),'
+        )
+    # The table is torch's own; what others define is registered beside the definition.
+    return here + (
+        "or for every ledger, and torch's own counter, where it is defined:\n"
+        "  from torch.utils.flop_counter import register_flop_formula\n"
+        f"  register_flop_formula(torch.ops.{namespace}.{name})({_one_each(operator)})"
+    )
+
+
+def _one_each(operator: str) -> str:
+    overload: Any = torch.ops
+    for part in operator.split("."):
+        overload = getattr(overload, part, None)
+    returns = [] if overload is None else [str(given.type) for given in overload._schema.returns]
+    if not returns:
+        return "lambda *shapes, out_shape, **options: 1"
+    several = returns != ["Tensor"]
+    each = "sum(out.numel() for out in out_shape)" if several else "out_shape.numel()"
+    return f"lambda *shapes, out_shape, **options: {each}"
 
 
 def caller() -> str:

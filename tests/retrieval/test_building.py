@@ -96,6 +96,23 @@ def test_training_samples_are_limited():
     assert few.flops["train"] == coarse + (256 * 16) * (8 * 32 + D) + codes
 
 
+@pytest.mark.parametrize(
+    ("factory", "centroids", "d", "parts"),
+    [("IVF64,Flat", 64, 16, 1), ("PQ4x4np", 16, 4, 4), ("IMI2x4,Flat", 16, 8, 2)],
+)
+def test_as_many_vectors_as_centroids_are_copied(factory, centroids, d, parts):
+    clustering = faiss.Clustering(d, centroids)
+    clustering.train(vectors(centroids, d).numpy(), faiss.IndexFlatL2(d))
+    assert clustering.iteration_stats.size() == 1
+    assert clustering.iteration_stats.at(0).obj == 0
+    index = Index(factory, "l2").train(vectors(centroids))
+    assert index.flops["train"] == 0
+    assert index.work["train"].bytes_read == index.work["train"].bytes_written == 4 * d * centroids * parts
+    more = Index(factory, "l2").train(vectors(centroids + 1))
+    times = 25 if parts > 1 else 10
+    assert more.flops["train"] == times * (centroids + 1) * centroids * 3 * d * parts
+
+
 def test_building_is_billed_as_often_as_it_is_done():
     index = Index("IVF8,SQ8", "ip").train(vectors())
     train = index.flops["train"]

@@ -29,10 +29,10 @@ def built(factory: str, metric: Metric, ef: int = 64) -> Index:
 QUERIES = vectors(Q, seed=1)
 
 
-def looked_into(index: Index) -> int:
+def looked_into(index: Index, nprobe: int = NPROBE) -> int:
     """Entries in the lists that FAISS's coarse quantizer names for all queries."""
     lists = core(index._index)
-    _, chosen = lists.quantizer.search(QUERIES.numpy(), NPROBE)
+    _, chosen = lists.quantizer.search(QUERIES.numpy(), nprobe)
     return sum(lists.invlists.list_size(int(at)) for at in chosen.ravel())
 
 
@@ -197,6 +197,23 @@ def test_what_comes_behind(behind, a_pair, size):
     found, entries = index.search(QUERIES, K), looked_into(index)
     assert found.flops == Q * (LISTS * 32 + table(4, 16, 2)) + entries * 4 + Q * K * 3 * a_pair
     assert found.bytes_random == Q * K * 3 * size
+
+
+@pytest.mark.parametrize(("behind", "a_pair", "size"), [("RFlat", 32, 64), ("Refine(SQ8)", 32 + 4 * D, 16)])
+def test_only_what_was_found_is_looked_at_again(behind, a_pair, size):
+    """Where lists are short there are fewer candidates than are asked for."""
+    index = Index(f"IVF200,Flat,{behind}", "ip", nprobe=1).add(vectors(N))
+    found = index.search(QUERIES, K)
+    lists = core(index._index)
+    lists.nprobe = 1
+    short = lists.search(QUERIES.numpy(), K)[1]
+    candidates, entries = int((short >= 0).sum()), looked_into(index, 1)
+    assert Q < candidates < Q * K
+    assert found.flops == Q * 200 * 32 + entries * 32 + candidates * a_pair
+    assert found.bytes_random == candidates * size
+    assert torch.equal(found.mask.sum(), torch.tensor(candidates))
+    exact = (QUERIES[:, None] * vectors(N)[found.ids.clamp(min=0)]).sum(-1)
+    assert torch.allclose(found.scores[found.mask], exact[found.mask], atol=0.1)
 
 
 KINDS = [

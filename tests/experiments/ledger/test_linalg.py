@@ -130,3 +130,27 @@ def test_complex_numbers_are_two_numbers():
     assert flops(torch.mul, z, real) == flops(torch.mul, z, 2.0) == 2 * n
     assert flops(torch.sum, z) == 2 * n
     assert flops(torch.mm, z, z.T) == 4 * flops(torch.mm, real, real.T) == 8 * 4 * 4 * 8
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        linalg.cholesky,
+        linalg.inv,
+        linalg.qr,
+        linalg.eigh,
+        linalg.eigvals,
+        linalg.pinv,
+        linalg.matrix_exp,
+        lambda a: linalg.solve(a, a[..., :K]),
+        lambda a: linalg.solve_triangular(a, a[..., :K], upper=True),
+        lambda a: torch.cholesky_solve(a[..., :K], a),
+    ],
+)
+def test_complex_matrices_cost_four_times_as_much(function):
+    assert flops(function, SYMMETRIC.cfloat()) == 4 * flops(function, SYMMETRIC)
+
+
+def test_eigenvalues_into_a_place_for_results():
+    place = torch.empty(B, N, dtype=torch.cfloat)
+    assert flops(lambda: linalg.eigvals(SQUARE, out=place)) == flops(linalg.eigvals, SQUARE) == B * 25 * N**3

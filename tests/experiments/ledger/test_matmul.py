@@ -129,3 +129,59 @@ def test_inference_mode_costs_the_same():
         F.gelu(torch.einsum("bth,h->bt", layer(x), layer.bias))
 
     assert bill(inference).to_dict()["by_operator"] == bill(grad).to_dict()["by_operator"]
+
+
+def test_complex_numbers_are_two_each():
+    a, b, bias = (torch.rand(*size, dtype=torch.cfloat) for size in ((B, D), (D, H), (H,)))
+    product = 8 * B * D * H
+    assert bill(lambda: a @ b + bias).flops == product + 2 * B * H
+    assert bill(lambda: torch.addmm(bias, a, b)).flops == product + 2 * B * H
+    # By a real number two products an element, by a complex one four and two sums.
+    assert bill(lambda: torch.addmm(bias, a, b, beta=2)).flops == product + 4 * B * H
+    assert bill(lambda: torch.addmm(bias, a, b, beta=2j)).flops == product + 8 * B * H
+    assert bill(lambda: torch.addmm(bias, a, b, beta=0)).flops == product
+    assert bill(lambda: torch.addr(b, b[:, 0], b[0])).flops == 8 * D * H
+
+
+def test_convolution_over_sequences_time_first():
+    x, weight, bias = torch.rand(T, B, D), torch.rand(3, D, H), torch.rand(H)
+    x.requires_grad_()
+    out = torch.ones(T - 2, B, H)
+    ledger = bill(lambda: torch.conv_tbc(x, weight, bias).backward(out))
+    same = bill(lambda: F.conv1d(x.permute(1, 2, 0), weight.permute(2, 1, 0), bias))
+    product = 2 * (T - 2) * B * 3 * D * H
+    assert ledger.by_phase["forward"] == same.flops == product + (T - 2) * B * H
+    # Its backward computes both gradients, whoever asks.
+    assert ledger.matmul_flops == 3 * product
+
+
+def test_lists_of_products():
+    pairs = [torch.rand(B, D), torch.rand(T, D)], [torch.rand(D, H), torch.rand(D, T)]
+    assert bill(lambda: torch.ops.aten._foreach_mm(*pairs)).matmul_flops == 2 * D * (B * H + T * T)
+
+
+@pytest.mark.parametrize("frozen", [(), ("input",), ("weight", "bias")], ids=str)
+def test_cross_entropy_of_a_linear_layer_in_chunks(frozen):
+    options = nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=4)
+    rows, classes = 7, 11
+
+    def tensors():
+        named = (("input", (rows, D)), ("weight", (classes, D)), ("bias", (classes,)))
+        return [torch.rand(size).requires_grad_(name not in frozen) for name, size in named]
+
+    target = torch.zeros(rows, dtype=torch.long)
+
+    def spelled():
+        x, weight, bias = tensors()
+        F.cross_entropy(F.linear(x, weight, bias), target).backward()
+
+    def chunked():
+        x, weight, bias = tensors()
+        F.linear_cross_entropy(x, weight, target, linear_bias=bias, options=options).backward()
+
+    plain, ledger = bill(spelled), bill(chunked)
+    assert ledger.matmul_flops == plain.matmul_flops == (3 - bool(frozen)) * 2 * rows * classes * D
+    # The gradients wait for that of the loss and are multiplied with it.
+    scaled = sum(x.numel() for x in tensors() if x.requires_grad)
+    assert ledger.flops == plain.flops + scaled
+    assert ledger.by_phase["backward"] == scaled

@@ -220,6 +220,8 @@ CANNOT = {
     "GaussianNLLLoss": {"meta": NO_VALUES},
     "AdaptiveLogSoftmaxWithLoss": {"autocast": "dtype", "meta": NO_VALUES},
 }
+if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # a matter of the processor
+    CANNOT |= {key: {"autocast": "primitive descriptor"} for key in ("LSTM", "LSTM without biases")}
 # What is billed as torch computes it, by the rules on top of docs/counting.md.
 STEPS = {"meta": "the CPU projects all steps at once"}
 STATISTICS = dict.fromkeys(("eval", "inference_mode"), "running statistics are averaged over the batch")

@@ -165,3 +165,17 @@ def test_lbfgs_pays_for_its_closure_and_its_history(parameter):
         optimizer.step(closure)
     assert set(ledger.by_phase) == {"forward", "backward", "optimizer"}
     assert all(ledger.by_phase.values())
+
+
+def test_gradient_scaler(parameter):
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    with Ledger() as ledger:
+        scaler.scale((parameter * 2).sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    # Unscaling is a product a gradient, and one reciprocal; looking whether they are finite compares.
+    assert ledger.by_operator["aten._amp_foreach_non_finite_check_and_unscale"] == N
+    assert ledger.by_operator["aten.reciprocal"] == 1
+    assert ledger.by_phase["optimizer"] == 2 * N

@@ -108,3 +108,10 @@ def test_operator_of_ones_own_is_refused_until_it_has_a_formula():
         ledger = bill(lambda x=x: double(x))
         assert ledger.flops == 2 * N * D * D
         assert (ledger.bytes_read, ledger.bytes_written, ledger.bytes_random) == (X.nbytes, X.nbytes, 7)
+
+
+def test_tangents_laid_out_otherwise_are_written_anew():
+    tangent = torch.ones(F, N).T
+    ledger = bill(lambda: jvp(torch.sin, (torch.rand(N, F),), (tangent,)))
+    assert ledger.flops == bill(lambda: jvp(torch.sin, (torch.rand(N, F),), (torch.ones(N, F),))).flops
+    assert "aten._new_zeros_with_same_feature_meta" in ledger.by_operator

@@ -174,7 +174,7 @@ def test_the_artefacts_say_how_attention_is_counted_and_what_breaking_even_means
     name: str, invented: Findings
 ):
     text = re.sub(r"\s+", " ", made(name, invented)).replace("&#x27;", "'")
-    assert "query-key pairs that live, about half of the square" in text
+    assert "billed by the pairs that live, about half of the square" in text
     assert "N = building / (FLOPs per token of dense at the arm's loss - FLOPs per token of the arm" in text
     assert "matrix products alone. Searching and building count in full under both" in text
     for sentence in invented.summary["trade_offs"]:
