@@ -26,7 +26,8 @@ class LedgerCallback(EvaluationLedger):
     * another parameter or buffer exists, has another size or is frozen (looked at once an epoch);
     * ``work_signature()`` of a module inside the model returns something else: give that method to a module whose work
       depends on anything else, such as an index that grows;
-    * other optimizers step, are at another point of accumulating gradients, or hold state of more parameters.
+    * other optimizers step, are at another point of accumulating gradients, or hold state of more parameters;
+    * it returns no loss.
 
     Work that depends on the data of a step is billed every step if its operator has a meter (searches do; see
     :class:`~experiments.ledger.meters.Meters`), also if it was done between the steps. Whatever else depends on the
@@ -142,11 +143,18 @@ class LedgerCallback(EvaluationLedger):
         batch_idx: int,
     ) -> None:
         """Close the ledger; bill the step; log."""
-        self._bill_step(self._train, self._metered, f"optimizers {self._stepped}" if self._stepped else "")
+        # A step that returned no loss went no further than its forward.
+        after = ["no loss"] if pl_module.automatic_optimization and not outputs else []
+        after += [f"optimizers {self._stepped}"] if self._stepped else []
+        self._bill_step(self._train, self._metered, ", ".join(after))
         # Lightning's own monitors ask in the same way whether this step is logged.
         if trainer._logger_connector.should_update_logs:
             self.machine.read()
             self._log(pl_module)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Watch no longer, if a module left the epoch in ``on_train_batch_start``."""
+        self._close()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """What was searched up to here belongs to training."""

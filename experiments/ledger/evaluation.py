@@ -93,6 +93,7 @@ class EvaluationLedger(lightning.Callback):
             self._bill_step(self._evaluated[phase], self._found.setdefault(phase, Metered()), "")
 
     def _watch(self, module: nn.Module, phase: str | None = None) -> None:
+        self._close()  # of a batch that did not come to its end
         ledger = Ledger(module, self.prices)
         with ExitStack() as stack:
             stack.enter_context(ledger)

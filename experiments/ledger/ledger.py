@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from experiments.ledger.bill import RECOMPUTE, Bill
 from experiments.ledger.flex import FLEX, FLEX_BACKWARD, flex_cost
@@ -42,7 +41,9 @@ class Ledger(Bill):
     * a *module*: in backward, the one whose forward made the node that runs, so parallel branches stay apart;
     * an *operator*.
 
-    Opening the same ledger again adds to it. Only the thread that opened it is watched.
+    Opening the same ledger again adds to it. Only the thread that opened it is watched. Several ledgers may be open at
+    once, and each bills everything. What compiled code computed before the ledger was opened, it goes back through
+    unseen: open the ledger before the forward.
 
     Args:
         model: Gives the names in ``by_module``; without it each outermost module is listed under its class name.
@@ -72,9 +73,6 @@ class Ledger(Bill):
             )
         with ExitStack() as stack:
             self._trace.open(stack)
-            # Compiled code shows no operators, and entered while they are watched it would stay slow afterwards.
-            if "torch._dynamo" in sys.modules:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
             for handle in (
                 register_optimizer_step_pre_hook(self._before_step),
                 register_optimizer_step_post_hook(self._after_step),
@@ -226,6 +224,18 @@ class _Watch(TorchDispatchMode):
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
         self._ledger = ledger
+
+    def __exit__(self, *error: Any) -> None:
+        """Take this mode off the stack, from wherever it is: ledgers may be closed in any order."""
+        stack = _get_current_dispatch_mode_stack()
+        if self not in stack:
+            raise RuntimeError("a ledger is closed by the thread that opened it, and this is another one")
+        later = stack[stack.index(self) + 1 :]
+        for mode in reversed(later):
+            TorchDispatchMode.__exit__(mode, None, None, None)
+        super().__exit__(*error)
+        for mode in later:
+            TorchDispatchMode.__enter__(mode)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._ledger.dispatch(func, args, kwargs or {})
