@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import LBFGS
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from experiments.ledger.bill import Bill
@@ -14,7 +16,11 @@ from experiments.ledger.machine import Machine
 from experiments.ledger.meters import Metered
 from experiments.ledger.price import Price
 from experiments.ledger.prices import Operator
-from experiments.ledger.steps import PATIENCE, ModelSignature, Steps, batch_signature
+from experiments.ledger.signature import ModelSignature, batch_signature
+from experiments.ledger.steps import PATIENCE, Steps
+
+# After so many steps of which none was like another, it is said what that costs.
+_SURPRISED = 64
 
 
 class LedgerCallback(EvaluationLedger):
@@ -22,7 +28,7 @@ class LedgerCallback(EvaluationLedger):
 
     A step is of another kind when
 
-    * a tensor of its batch has another shape or type;
+    * a tensor of its batch has another shape or type, or a whole number in it is another;
     * another parameter or buffer exists, has another size or is frozen (looked at once an epoch);
     * ``work_signature()`` of a module inside the model returns something else: give that method to a module whose work
       depends on anything else, such as an index that grows;
@@ -32,7 +38,8 @@ class LedgerCallback(EvaluationLedger):
     Work that depends on the data of a step is billed every step if its operator has a meter (searches do; see
     :class:`~experiments.ledger.meters.Meters`), also if it was done between the steps. Whatever else depends on the
     data, such as pairs that a mask lets through or rows that a sparse gradient names, is billed as in the step watched;
-    ``every_step=True`` is exact.
+    ``every_step=True`` is exact. Where no batch has the shape of another, as where neighbours are sampled, every step
+    is watched, and a warning says so; so is every step of L-BFGS, which computes the loss as often as it likes.
 
     Watched steps run uncompiled. Each process of a distributed run bills its own work. Logs ``train_flops`` and
     ``train_bytes``, summed since the first step; survives checkpoints.
@@ -131,7 +138,14 @@ class LedgerCallback(EvaluationLedger):
         self._stepped.clear()
         self._admit(trainer, pl_module, batch_idx)
         waiting = self.steps < PATIENCE and len(self._seen) < len(trainer.optimizers)
-        if self.every_step or waiting or self._train.must_watch(self._before):
+        searching = any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers)
+        if self.every_step or waiting or searching or self._train.must_watch(self._before):
+            if self._train.strange == _SURPRISED == self.steps and not self.every_step:
+                rank_zero_warn(
+                    f"{type(self).__name__}: each of the {_SURPRISED} steps so far was of a kind of its own, such as a "
+                    "batch of another shape, so each was watched: exact, but several times slower. Batches padded to "
+                    "a few sizes would be watched once a size."
+                )
             self._watch(pl_module)
 
     def on_train_batch_end(

@@ -14,7 +14,8 @@ from experiments.ledger.ledger import Ledger
 from experiments.ledger.meters import Metered, Meters
 from experiments.ledger.price import Price
 from experiments.ledger.prices import Operator
-from experiments.ledger.steps import Steps, batch_signature
+from experiments.ledger.signature import batch_signature
+from experiments.ledger.steps import Steps
 
 
 class EvaluationLedger(lightning.Callback):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from experiments.ledger.bill import Bill
 
 #: Steps that are watched in search of a kind that went by unwatched.
 PATIENCE = 20
+#: Kinds whose prices are kept.
+KINDS = 256
 
 
 class Steps:
@@ -23,6 +20,8 @@ class Steps:
     (which optimizers stepped). A step that turns out to be of a kind never watched is billed as the dearest kind that
     began alike, until one of its own kind has been watched; for that, the next :data:`PATIENCE` steps that begin
     alike are.
+
+    Only the :data:`KINDS` kinds seen last are remembered: where every batch is of another shape, none comes back.
     """
 
     def __init__(self) -> None:
@@ -58,17 +57,22 @@ class Steps:
         # Steps taken at an earlier price of this kind keep it.
         if kind in self._prices:
             self._settle(kind, self._taken.pop(kind, 0))
+            del self._prices[kind]
         self._prices[kind], self._flops[kind], self._bytes[kind] = bill, bill.flops, bill.bytes
         self._exact.include(bill)
         self._exact_flops += bill.flops
         self._exact_bytes += bill.bytes
-        return self._flops[kind]
+        if len(self._prices) > KINDS:
+            self._forget(before)
+        return bill.flops
 
     def add_unwatched(self, before: str, after: str) -> int:
         """Bill a step at the price of its kind; returns its FLOPs."""
         kind = before, after
         self._taken[kind] = self._taken.get(kind, 0) + 1
-        if kind not in self._prices:
+        if kind in self._prices:
+            self._prices[kind] = self._prices.pop(kind)  # the last of them is the one seen last
+        else:
             self._patience.setdefault(kind, PATIENCE)
         return self._flops[self._priced(kind)]
 
@@ -86,6 +90,11 @@ class Steps:
     def count(self) -> int:
         """Steps so far."""
         return self.watched + self._settled + sum(self._taken.values())
+
+    @property
+    def strange(self) -> int:
+        """Kinds remembered that were watched."""
+        return len(self._prices)
 
     @property
     def estimated(self) -> int:
@@ -138,6 +147,15 @@ class Steps:
         alike = [other for other in self._prices if other[0] == kind[0]]
         return max(alike, key=self._flops.__getitem__)
 
+    def _forget(self, now: str) -> None:
+        """Settle the kinds seen longest ago, but not while steps that began alike wait for their own price."""
+        waiting = {now, *(kind[0] for kind in self._taken if kind not in self._prices)}
+        before = next((kind[0] for kind in self._prices if kind[0] not in waiting), None)
+        for kind in [kind for kind in self._prices if kind[0] == before]:
+            self._settle(kind, self._taken.pop(kind, 0))
+            for known in (self._prices, self._flops, self._bytes):
+                del known[kind]
+
     def _settle(self, kind: tuple[str, str], count: int) -> None:
         self._exact.include(self._prices[kind], count)
         self._exact_flops += self._flops[kind] * count
@@ -148,37 +166,3 @@ class Steps:
         for kind in self._patience:
             if kind[0] == before:
                 self._patience[kind] -= 1
-
-
-def batch_signature(batch: Any) -> str:
-    """Types and shapes of every tensor in a batch."""
-    if isinstance(batch, Tensor):
-        stored = f" {batch._nnz()} stored" if batch.layout is not torch.strided else ""
-        return f"{str(batch.dtype).removeprefix('torch.')}{list(batch.shape)}{stored}"
-    if isinstance(batch, dict):
-        return ", ".join(f"{name}: {batch_signature(part)}" for name, part in batch.items())
-    if isinstance(batch, (list, tuple)):
-        return f"({', '.join(map(batch_signature, batch))})"
-    # A dataclass or a PyG graph: what it holds decides; a plain value does not change the work.
-    parts = batch.to_dict() if hasattr(batch, "to_dict") else getattr(batch, "__dict__", None)
-    return batch_signature(parts) if parts else type(batch).__name__
-
-
-class ModelSignature:
-    """What of a model decides its work beside the batch: sizes, what is trained, and what it says itself.
-
-    Args:
-        model: Its parameters and buffers are looked at now; a module inside it that has a method ``work_signature`` is
-            asked each step.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        held = [*model.named_parameters(), *model.named_buffers()]
-        shapes = ("lazy" if is_lazy(x) else f"{list(x.shape)}{x.dtype}{x.requires_grad}" for _, x in held)
-        text = ";".join(shapes)
-        self._sizes = hashlib.sha256(text.encode()).hexdigest()[:8]
-        asked = (getattr(part, "work_signature", None) for part in model.modules())
-        self._asked: list[Callable[[], Any]] = [ask for ask in asked if callable(ask)]
-
-    def __str__(self) -> str:
-        return " ".join([f"model {self._sizes}", *(str(ask()) for ask in self._asked)])

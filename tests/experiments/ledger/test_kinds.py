@@ -255,3 +255,21 @@ def test_the_middle_of_an_epoch_is_a_place_to_go_on_from(tmp_path):
     assert second.steps == whole.steps == 24
     assert second.total().to_dict() == whole.total().to_dict()
     assert second.summary()["seconds"] > first.summary()["seconds"]
+
+
+def test_batches_of_ever_new_shapes_are_watched_and_said_to_be(tmp_path):
+    count, callback = 70, LedgerCallback()
+    batches = [torch.randn(1 + number, D) for number in range(count)]
+    with pytest.warns(UserWarning, match="each of the 64 steps so far was of a kind of its own"):
+        trainer(callback, tmp_path).fit(Model(), DataLoader(batches, batch_size=None))
+    assert callback.watched_steps == callback.steps == count
+
+
+def test_line_searches_are_watched_every_step(tmp_path):
+    class Searching(Model):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), max_iter=4, line_search_fn="strong_wolfe")
+
+    callback = LedgerCallback()
+    trainer(callback, tmp_path, gradient_clip_val=None).fit(Searching(), loader(12))
+    assert callback.watched_steps == callback.steps == 6
