@@ -14,7 +14,7 @@ FORWARD_PER_PAIR = 6
 BACKWARD_PER_PAIR = 5
 
 
-def live_pairs(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> int:
+def live_pairs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> int:
     r"""Query-key pairs over all rows and heads that a mask leaves alive.
 
     .. math:: \text{causal: } \sum_{i<T} \min(i + 1, S), \qquad \text{mask: its True (or finite) entries}
@@ -24,24 +24,47 @@ def live_pairs(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) ->
     Args:
         query: ``[..., time, d_key]``.
         key: ``[..., source, d_key]``.
+        value: ``[..., source, d_value]``.
         mask: Boolean (True = may attend) or added to the scores.
         causal: Whether the upper triangle, aligned at the top left, is left out.
     """
-    rows, time, source = prod(query.shape[:-2]), query.shape[-2], key.shape[-2]
+    rows, time, source = _rows(query, key, value, mask), query.shape[-2], key.shape[-2]
     if causal:
-        short = min(time, source)
-        return rows * (short * (short + 1) // 2 + (time - short) * source)
-    if mask is None or mask.is_meta:
+        return rows * triangle(time, source)
+    if mask is None or not _has_values(mask):
         return rows * time * source
     with torch.no_grad():
         alive = mask if mask.dtype is torch.bool else mask > torch.finfo(mask.dtype).min
         return int(alive.sum()) * (rows * time * source // max(mask.numel(), 1))
 
 
+def triangle(time: int, source: int) -> int:
+    """Pairs of ``time`` queries with the keys up to their own place, of ``source`` in all."""
+    short = min(time, source)
+    return short * (short + 1) // 2 + (time - short) * source
+
+
+def _rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> int:
+    """Rows and heads that are attended for, one key head for several query heads or one mask for several rows."""
+    lead = list(query.shape[:-2])
+    for shape in (part.shape[:-2] for part in (key, value, mask) if part is not None):
+        grouped = (
+            bool(lead and shape)
+            and shape[-1] not in (1, lead[-1])
+            and lead[-1] % shape[-1] == 0 < lead[-1] > 1
+        )
+        lead = list(torch.broadcast_shapes(lead, (*shape[:-1], 1) if grouped else shape))
+    return prod(lead)
+
+
+def _has_values(mask: Tensor) -> bool:
+    return not mask.is_meta and "Fake" not in type(mask).__name__
+
+
 def forward_cost(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Cost:
     """Price of one attention read; the mask is added only if it holds numbers."""
     adds = mask is not None and mask.dtype is not torch.bool
-    pairs = live_pairs(query, key, mask, causal)
+    pairs = live_pairs(query, key, value, mask, causal)
     return read_cost(pairs, query, key, value, FORWARD_PER_PAIR + adds, stored(tensors(mask)))
 
 
@@ -50,7 +73,7 @@ def read_cost(
 ) -> Cost:
     """Price of scoring ``pairs`` pairs, of ``per_pair`` operations on each score, and of the weighted sum."""
     products = 2 * pairs * (query.shape[-1] + value.shape[-1])
-    out = prod(query.shape[:-1]) * value.shape[-1] * value.element_size()
+    out = _rows(query, key, value) * query.shape[-2] * value.shape[-1] * value.element_size()
     traffic = Traffic(stored([query, key, value]) + bytes_of_mask, out)
     return Cost.of(products + pairs * per_pair, products, traffic)
 
@@ -64,13 +87,13 @@ def backward_cost(
     wanted: tuple[bool, bool, bool, bool] = (True, True, True, False),
 ) -> Cost:
     """Price of the gradients ``wanted`` of (query, key, value, mask), without recomputing the scores."""
-    pairs = live_pairs(query, key, mask, causal)
+    pairs = live_pairs(query, key, value, mask, causal)
     d_key, d_value = query.shape[-1], value.shape[-1]
     for_query, for_key, for_value, for_mask = wanted
     scores = for_query or for_key or for_mask
     width = d_value * (for_value + scores) + d_key * (for_query + for_key)
     products = 2 * pairs * width
-    out = prod(query.shape[:-1]) * d_value * value.element_size()
+    out = _rows(query, key, value) * query.shape[-2] * d_value * value.element_size()
     sides = ((query, for_query), (key, for_key), (value, for_value), (mask, for_mask))
     read = 2 * out + stored(tensor for tensor, _ in sides if tensor is not None)
     traffic = Traffic(read, sum(nbytes(tensor) for tensor, grad in sides if tensor is not None and grad))

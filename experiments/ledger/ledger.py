@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    is_traceable_wrapper_subclass_type,
+)
 
 from experiments.ledger.bill import RECOMPUTE, Bill
 from experiments.ledger.flex import FLEX, FLEX_BACKWARD, flex_cost
@@ -238,4 +242,9 @@ class _Watch(TorchDispatchMode):
             TorchDispatchMode.__enter__(mode)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for kind in types:
+            # Jagged and sharded tensors: billed is what is done to the plain tensors they are made of.
+            if is_traceable_wrapper_subclass_type(kind):
+                with self:
+                    return kind.__torch_dispatch__(func, types, args, kwargs or {})
         return self._ledger.dispatch(func, args, kwargs or {})

@@ -48,6 +48,11 @@ _PRIMS = {
     "aten.copy_to": "aten.copy",
 }
 
+# Torch's own formulas for these bill the square, and take places for heads: better no price than that one.
+_MISCOUNTED = {
+    f"aten._{kernel}_attention_{way}" for kernel in ("flash", "efficient") for way in ("forward", "backward")
+}
+
 #: What a price can be given for: an operator (``torch.ops.aten.add``), one overload of it, or the name of either.
 Operator = torch._ops.OpOverloadPacket | torch._ops.OpOverload | str
 
@@ -106,7 +111,7 @@ def price_of(func: torch._ops.OpOverload) -> tuple[str, Callable[[Call], Cost]] 
     for candidate in (name, name.removesuffix("_"), aten, _PRIMS.get(aten, aten)):
         if candidate in PRICES:
             return candidate, PRICES[candidate]
-    if packet in flop_registry:
+    if packet in flop_registry and name not in _MISCOUNTED:
         formula = flop_registry[packet]
         name = getattr(formula, "billed_as", name)
         return name, _registered(formula, products=name.startswith(("aten.", "mkldnn.")))

@@ -16,6 +16,7 @@ from torch.fx.experimental import _config as fx_config
 from torch.utils import _python_dispatch
 
 from experiments.ledger.attention import backward_cost, forward_cost
+from experiments.ledger.batched import meant
 from experiments.ledger.price import Cost
 
 # Every function for dropout calls one of these.
@@ -173,13 +174,15 @@ def _attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         )
         wanted = for_query, for_key, for_value, for_mask
         nothing = Cost()
-        with _as_one(meters, "nothing", nothing, nothing):
-            forward = forward_cost(*given, is_causal)
-            backward = backward_cost(*given, is_causal, wanted) if any(wanted) else nothing
+        with _as_one(meters, "nothing", nothing, nothing), torch._C._DisableFuncTorch():
+            forward = backward = nothing
+            for parts, causal in meant(*given, is_causal):
+                forward += forward_cost(*parts, causal)
+                backward += backward_cost(*parts, causal, wanted) if any(wanted) else nothing
         with _as_one(meters, f"aten.{ATTENTION}", forward, backward):
             # The plain kernel lays its results out head by head; the fused one lays the output out like the query
             # and gradients time by time. Unless both do, copies made later differ, and so do the bills.
-            if (query.is_meta or dropout_p > 0) and query.ndim == 4:
+            if (query.is_meta or dropout_p > 0) and query.ndim == 4 and not query.is_nested:
                 parts = (_TimeMajorGradient.apply(tensor) for tensor in (query, key, value))
                 return _laid_out_like(query, original(*parts, attn_mask, dropout_p, is_causal, **kwargs))
             return original(*given, dropout_p, is_causal, **kwargs)

@@ -2,9 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nested import nested_tensor as nested
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
-from experiments.ledger import Ledger
+from experiments.ledger import Ledger, UnpricedOperator
 
 B, H, T, D = 2, 3, 5, 4
 PAIRS = B * H * T * T
@@ -79,6 +82,116 @@ def test_masks_are_billed_by_what_they_let_through():
     alive = B * H * T
     assert boolean.by_phase == {"forward": alive * (4 * D + 6), "backward": alive * (8 * D + 5)}
     assert added.by_phase["forward"] == alive * (4 * D + 7)
+
+
+def counted(function, *parts, **kwargs):
+    with Ledger() as ledger:
+        function(*parts, **kwargs)
+    return ledger.flops
+
+
+MASK = torch.rand(B, T, T) < 0.5
+HALF = [part.detach() for part in heads()]
+
+
+@pytest.mark.parametrize(
+    ("mapped", "parts", "plain", "mask"),
+    [
+        (torch.vmap(fused), HALF, HALF, None),
+        (torch.vmap(torch.vmap(fused)), HALF, HALF, None),
+        (torch.vmap(fused, in_dims=1), HALF, HALF, None),
+        (torch.vmap(fused, in_dims=(0, None, None)), [HALF[0], HALF[1][0], HALF[2][0]], HALF, None),
+        (
+            torch.vmap(lambda q, k, v, m: fused(q, k, v, attn_mask=m)),
+            [*HALF, MASK],
+            HALF,
+            MASK[:, None],
+        ),
+        (
+            torch.vmap(torch.vmap(lambda q, k, v, m: fused(q, k, v, attn_mask=m), in_dims=(0, 0, 0, None))),
+            [*HALF, MASK],
+            HALF,
+            MASK[:, None],
+        ),
+    ],
+    ids=["rows", "rows and heads", "heads", "one memory", "masks", "masks, rows and heads"],
+)
+def test_attention_under_vmap_costs_what_it_costs_without(mapped, parts, plain, mask):
+    assert counted(mapped, *parts) == counted(fused, *plain, attn_mask=mask) > 0
+
+
+def test_gradients_of_transforms_are_billed():
+    def loss(*parts):
+        return fused(*parts).sum()
+
+    grad = torch.func.grad(loss, argnums=(0, 1, 2))
+    once, mapped = Ledger(), Ledger()
+    with once:
+        grad(*HALF)
+    with mapped:
+        torch.vmap(grad)(*HALF)
+    assert once.by_phase["backward"] >= PAIRS * (8 * D + 5)
+    assert once.by_phase == mapped.by_phase
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (HALF[0][:1], HALF[1], HALF[2]),
+        (HALF[0], HALF[1][:1], HALF[2][:1]),
+        (HALF[0], HALF[1][:, :1], HALF[2][:, :1]),
+        (HALF[0], HALF[1], HALF[2][:1]),
+    ],
+)
+def test_rows_that_are_broadcast_are_billed(parts):
+    assert counted(fused, *parts) == PAIRS * (4 * D + 6)
+
+
+def test_grouped_queries_are_all_billed():
+    query = torch.randn(B, 2 * H, T, D)
+    for keys in HALF[1], HALF[1][:, :1]:
+        assert counted(fused, query, keys, keys, enable_gqa=True) == 2 * PAIRS * (4 * D + 6)
+
+
+def test_one_query_and_many_masks():
+    one = [part[:1] for part in HALF]
+    mask = torch.rand(B, H, T, T) < 0.5
+    assert counted(fused, *one, attn_mask=mask) == int(mask.sum()) * (4 * D + 6)
+
+
+def test_masks_that_are_names():
+    upper, lower = causal_upper_left(T, T), causal_lower_right(2, T)
+    assert counted(fused, *HALF, attn_mask=upper) == CAUSAL * (4 * D + 6)
+    query = HALF[0][:, :, :2]
+    assert counted(fused, query, *HALF[1:], attn_mask=lower) == B * H * (T - 1 + T) * (4 * D + 6)
+
+
+def test_masks_of_fake_tensors_let_all_pairs_live():
+    with FakeTensorMode():
+        mask = torch.ones(T, T, dtype=torch.bool)
+        assert counted(fused, *heads(), attn_mask=mask) == PAIRS * (4 * D + 6)
+
+
+def test_sequences_of_unequal_length():
+    lengths = 5, 7
+    parts = [
+        nested([torch.randn(n, H, D) for n in lengths], layout=torch.jagged, requires_grad=True)
+        for _ in range(3)
+    ]
+    with Ledger() as ledger:
+        fused(*(part.transpose(1, 2) for part in parts)).values().sum().backward()
+    pairs = H * sum(n * n for n in lengths)
+    cost = ledger.costs("operator")["aten.scaled_dot_product_attention"]
+    assert cost.flops == pairs * (4 * D + 6 + 8 * D + 5)
+    layer = nn.Sequential(nn.Linear(D, 3), nn.GELU())
+    x = torch.randn(sum(lengths), D)
+    assert counted(layer, nested(list(x.split(lengths)), layout=torch.jagged)) == counted(layer, x)
+
+
+def test_kernels_that_torch_miscounts_have_no_price():
+    x = torch.randn(B, T, H, D, device="meta")
+    with pytest.raises(UnpricedOperator), Ledger():
+        torch.ops.aten._flash_attention_forward(x, x, x, None, None, T, T, 0.0, True, False)
 
 
 def test_only_gradients_asked_for_are_billed():
