@@ -32,6 +32,14 @@ from retrieval.runtime import threads
 
 Progress = Callable[[str, float], None]
 
+
+def quick_precision() -> str:
+    """Mixed precision where the processor has instructions for it; elsewhere it is tens of times slower than none."""
+    found = torch.cpu.get_capabilities()
+    bf16 = any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return "bf16-mixed" if bf16 else "32-true"
+
+
 DEFAULTS: dict[str, Any] = {
     "layers": 2,
     "heads": None,
@@ -42,7 +50,8 @@ DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.0,
     "warmup": 0.03,
     "decay": 0.6,
-    "precision": "bf16-mixed",
+    # Results of another precision are other results: a study that is resumed on another kind of processor starts anew.
+    "precision": quick_precision(),
     "evaluation_tokens": 65_536,
     # Also report the model mixed with count n-grams over the same tokens, and over the whole corpus.
     "counts": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 SUMMARY = "print what one step of an arm, or of any torch model, costs: by phase, module and operator"
@@ -16,6 +17,15 @@ EXAMPLES = """\
   mnemograph bill transformers.GPT2LMHeadModel --init n_layer=4 --batch 1 --time 512
   mnemograph bill path/to/model_with_config_json --read
   mnemograph bill last.ckpt --class my.Module --input 'tokens=int64 8x256 <2048' 'targets=int64 8x256 <2048'"""
+
+
+# Told beside the numbers, in the table and in JSON.
+CONVENTIONS = {
+    "flops": "every arithmetic operation; a multiply-add is two",
+    "matmul_flops": "those of matrix products, convolutions and attention products",
+    "bytes": "read and written if nothing were fused or cached",
+    "attention": "Causal attention counts the pairs that live, half of them; on meta a mask hides none",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         if value < 1 + (option == "vocab_size"):
             option = option.replace("_", "-")
             raise RunError(f"--{option} {value} is too small: mnemograph bill --{option} 64, for example")
-    elsewhere = arguments.target is not None and ("." in name or "/" in name)
+    named = "." in name or "/" in name or (name not in ARMS and Path(name).exists())
+    elsewhere = arguments.target is not None and named
     return _bill_model(name, arguments, given) if elsewhere else _bill_arm(name, arguments, given)
 
 
@@ -103,13 +114,19 @@ def _bill_arm(name: str, arguments: argparse.Namespace, given: dict[str, int]) -
     if not arguments.read:
         steps = 1e12 / bill.flops
         heading += f"\nA budget of 1e12 FLOPs pays for {steps:,.0f} such steps, {steps * tokens:,.0f} tokens."
-    _tell(bill, heading, bill.by_phase["forward"], tokens, arguments.json)
+    about = {
+        "model": arm.name,
+        "input": f"{chosen['batch']}x{chosen['time']} tokens",
+        "search": "not included",
+    }
+    _tell(bill, heading, bill.by_phase["forward"], tokens, arguments, about)
     return 0
 
 
 def _bill_model(name: str, arguments: argparse.Namespace, given: dict[str, int]) -> int:
     from experiments.commands.target import CLASS, Target, find_target, read_input
     from experiments.errors import RunError
+    from experiments.ledger import Machine
 
     for option in ("width", "layers", "heads", "vocab_size"):
         if option in given:
@@ -125,7 +142,8 @@ def _bill_model(name: str, arguments: argparse.Namespace, given: dict[str, int])
     if not specs:
         raise RunError(f"what is {target.name} given? Add its shape: {CLASS[len('mnemograph bill ') :]}")
     batch = read_input(specs, arguments.device)
-    bill = _predicted(target, batch, arguments.device, train=not arguments.read)
+    machine = None if arguments.device == "meta" else Machine()
+    bill = _predicted(target, batch, arguments.device, train=not arguments.read, machine=machine)
     # A training step of its own may call anything but the model's forward.
     apart = not arguments.read and not target.trains_itself
     forward = (
@@ -133,11 +151,12 @@ def _bill_model(name: str, arguments: argparse.Namespace, given: dict[str, int])
     )
     what = "Reading" if arguments.read else "One training step of"
     heading = f"{what} {target.name} on {', '.join(specs)}."
-    _tell(bill, heading, forward, _tokens(batch), arguments.json)
+    about = {"model": target.name, "input": ", ".join(specs)}
+    _tell(bill, heading, forward, _tokens(batch), arguments, about, machine)
     return 0
 
 
-def _predicted(target: Any, batch: Any, device: str, *, train: bool) -> Any:
+def _predicted(target: Any, batch: Any, device: str, *, train: bool, machine: Any = None) -> Any:
     from torch.optim import AdamW
 
     from experiments.errors import RunError
@@ -145,7 +164,7 @@ def _predicted(target: Any, batch: Any, device: str, *, train: bool) -> Any:
 
     optimizer = None if target.trains_itself else AdamW
     try:
-        return predict(target.build, batch, train=train, optimizer=optimizer, device=device)
+        return predict(target.build, batch, train=train, optimizer=optimizer, device=device, machine=machine)
     except NotPredictable as error:
         told = str(error).split(": take the step")[0]
         raise RunError(f"{told}: add --device cpu, which takes the step") from error
@@ -165,11 +184,21 @@ def _tokens(batch: Any) -> int | None:
     return found[0].numel() if found and found[0] is parts[0] else None
 
 
-def _tell(bill: Any, heading: str, forward: int, tokens: int | None, as_json: bool) -> None:
+def _tell(
+    bill: Any,
+    heading: str,
+    forward: int,
+    tokens: int | None,
+    arguments: argparse.Namespace,
+    about: dict[str, str],
+    machine: Any = None,
+) -> None:
     import json
 
-    if as_json:
-        print(json.dumps(bill.to_dict(), indent=1))
+    if arguments.json:
+        about |= {"step": "read" if arguments.read else "train", "device": arguments.device, **CONVENTIONS}
+        measured = {} if machine is None else {"machine": machine.to_dict()}
+        print(json.dumps({"about": about, **measured, **bill.to_dict()}, indent=1))
         return
     print(f"{heading}\n\n{bill}\n")
     print(
@@ -179,6 +208,11 @@ def _tell(bill: Any, heading: str, forward: int, tokens: int | None, as_json: bo
         print(f"Forward, backward and optimizer together; the forward alone is {forward:,} FLOPs.")
     if tokens is not None:
         print(f"A token costs {bill.flops / tokens:,.0f} FLOPs, forward {forward / tokens:,.0f}.")
-    print(
-        "Causal attention counts the pairs that live, half of them; on meta a mask has no values and hides none."
-    )
+    if machine is not None:
+        told = "" if machine.joules is None else f", {machine.joules:.3g} joules of the whole machine"
+        print(f"Unwatched, the step takes {machine.seconds:.3g} seconds here{told}.")
+    print(f"{CONVENTIONS['attention']}.")
+    if bill.upper_bound:
+        print(
+            "This bill is an upper bound; with --device cpu the mask has values, and pairs it hides are left out."
+        )

@@ -31,7 +31,7 @@ def live_pairs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, c
     rows, time, source = _rows(query, key, value, mask), query.shape[-2], key.shape[-2]
     if causal:
         return rows * triangle(time, source)
-    if mask is None or not _has_values(mask):
+    if mask is None or not has_values(mask):
         return rows * time * source
     with torch.no_grad():
         alive = mask if mask.dtype is torch.bool else mask > torch.finfo(mask.dtype).min
@@ -57,7 +57,8 @@ def _rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None)
     return prod(lead)
 
 
-def _has_values(mask: Tensor) -> bool:
+def has_values(mask: Tensor) -> bool:
+    """Whether a mask says which pairs live: on the meta device, and of a fake tensor, only its shape is known."""
     return not mask.is_meta and "Fake" not in type(mask).__name__
 
 

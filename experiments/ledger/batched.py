@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
-from torch._C import _functorch
+from torch._C import _functorch  # type: ignore[attr-defined]
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
@@ -13,25 +14,33 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
 def meant(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
 ) -> Iterator[tuple[Parts, bool]]:
-    """The same attention with every row it has and a mask of values or none: in one piece, or sequence by sequence.
+    """The same attention with every row it has: in one piece, or sequence by sequence.
 
     Args:
         query: ``[..., time, d_key]``; as all others, perhaps one of many that ``vmap`` runs at once, or nested.
         key: ``[..., source, d_key]``.
         value: ``[..., source, d_value]``.
-        mask: As ``scaled_dot_product_attention`` takes it, also of ``torch.nn.attention.bias``.
+        mask: As ``scaled_dot_product_attention`` takes it.
         causal: Whether the upper triangle is left out.
     """
     if query.is_nested:
         for sequence in zip(query.unbind(), key.unbind(), value.unbind(), strict=True):
             yield (*sequence, None), causal
         return
-    if variant := getattr(mask, "variant", None):
-        square = query.shape[-2] == key.shape[-2]
-        causal = causal or square or variant.name == "UPPER_LEFT"
-        mask = None if causal else mask._materialize(query.device)  # type: ignore[union-attr]
     query, key, value, *rest = unbatched([part for part in (query, key, value, mask) if part is not None])
     yield (query, key, value, rest[0] if rest else None), causal
+
+
+def spelled_out(query: Tensor, key: Tensor, mask: Any, causal: bool) -> tuple[Tensor | None, bool]:
+    """A mask of ``torch.nn.attention.bias``, which has no values of its own, as a causal one or one with values.
+
+    Torch knows such a mask by the very function it is given to, and would take what lies in memory for its values
+    where that function has been replaced.
+    """
+    square = query.shape[-2] == key.shape[-2]
+    if causal or square or mask.variant.name == "UPPER_LEFT":
+        return None, True
+    return mask._materialize(query.device), False
 
 
 def unbatched(parts: Sequence[Tensor]) -> list[Tensor]:

@@ -22,10 +22,14 @@ class Bill:
 
     Args:
         root: Name under which the model as a whole is listed.
+
+    Attributes:
+        upper_bound: Whether an attention mask had no values, as on the meta device: every pair was taken to live.
     """
 
     def __init__(self, root: str = "") -> None:
         self.root = root
+        self.upper_bound = False
         self._work: dict[tuple[str, str, str], Cost] = {}
 
     def add(
@@ -51,6 +55,7 @@ class Bill:
     def include(self, other: Bill, times: int = 1) -> None:
         """Bill everything on another bill, ``times`` over."""
         self.root = self.root or other.root
+        self.upper_bound |= other.upper_bound
         for (phase, operator, module), cost in other._work.items():
             self.record(phase, operator, module, cost * times)
 
@@ -150,12 +155,13 @@ class Bill:
             for by in ("phase", "operator", "module")
         }
         total = {**self.total().to_dict(), "needed_flops": self.needed_flops}
-        return {**total, "root": self.root, **views, "work": work}
+        return {**total, "upper_bound": self.upper_bound, "root": self.root, **views, "work": work}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Bill:
         """The bill that :meth:`to_dict` wrote."""
         bill = Bill(state["root"])
+        bill.upper_bound = state.get("upper_bound", False)
         for row in state["work"]:
             bill.record(row["phase"], row["operator"], row["module"], Cost.from_dict(row))
         return bill
@@ -173,7 +179,8 @@ class Bill:
         if self.recompute_flops:
             done += f" done, {self.needed_flops:,} needed (the rest is computed again by checkpoints)"
         moved = f"{total.bytes:,} bytes moved if nothing is fused or cached"
-        return "\n".join([*rows, "", _row("total", total, total), "", done, moved])
+        bound = ["at most: an attention mask had no values here, and hid nothing"] if self.upper_bound else []
+        return "\n".join([*rows, "", _row("total", total, total), "", done, moved, *bound])
 
 
 def _by_flops(item: tuple[str, Cost]) -> tuple[int, int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
@@ -172,6 +172,7 @@ class Ledger(Bill):
         """FlexAttention has a price; any other operator that runs functions costs what they do."""
         name = func.name()
         if name in (FLEX, FLEX_BACKWARD):
+            self.upper_bound |= args[0].is_meta
             self._put_down(name, flex_cost(name, args, self._count))
             return func(*args, **kwargs)
         return func(*(self._watched(given) for given in args), **kwargs)
@@ -241,10 +242,11 @@ class _Watch(TorchDispatchMode):
         for mode in later:
             TorchDispatchMode.__enter__(mode)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Sequence[Any], args: Any = (), kwargs: Any = None) -> Any:
         for kind in types:
             # Jagged and sharded tensors: billed is what is done to the plain tensors they are made of.
             if is_traceable_wrapper_subclass_type(kind):
                 with self:
-                    return kind.__torch_dispatch__(func, types, args, kwargs or {})
+                    run: Callable[..., Any] = getattr(kind, "__torch_dispatch__")  # noqa: B009 - unknown to its type
+                    return run(func, types, args, kwargs or {})
         return self._ledger.dispatch(func, args, kwargs or {})

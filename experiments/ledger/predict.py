@@ -15,8 +15,12 @@ from torch.optim import Optimizer
 
 from experiments.ledger.bill import Bill
 from experiments.ledger.ledger import Ledger
+from experiments.ledger.machine import Machine
 from experiments.ledger.price import Price, tensors
 from experiments.ledger.prices import Operator
+
+# What torch says where there are no values. Grouped products, of experts, exist on meta in one type alone.
+_NO_VALUES = ("meta", "data-dependent", "expected inputs of bf16 type")
 
 
 class NotPredictable(RuntimeError):  # noqa: N818 - says what the model is, as UnpricedOperator does
@@ -33,6 +37,7 @@ def predict(
     clip_norm: float | None = None,
     device: str = "meta",
     prices: Mapping[Operator, Price] | None = None,
+    machine: Machine | None = None,
 ) -> Bill:
     """What one step will cost, at no memory and little time: to the last FLOP what a ledger counts when it is taken.
 
@@ -51,6 +56,9 @@ def predict(
     Reading, ``train=False``, is calling the model in eval mode without gradients. Bytes are those of the types of the
     parameters (autocast has no effect on meta), and can differ by a millionth: a few numbers are copied otherwise.
 
+    Where the model makes an attention mask, as Hugging Face does for padding, sliding windows and ALiBi, the mask has
+    no values on meta and hides nothing: the bill is an upper bound, and its ``upper_bound`` says so.
+
     Args:
         build: Makes the model; called once, on ``device``.
         batch: What the model is given.
@@ -61,6 +69,7 @@ def predict(
         clip_norm: Norm to which gradients are clipped before the optimizer steps.
         device: "meta", or where to take the step for real.
         prices: As :class:`~experiments.ledger.Ledger` takes them.
+        machine: Where a step is taken for real: measures one more, unwatched.
 
     Shapes:
         batch: as in training; on "meta" only shapes and types matter
@@ -82,12 +91,15 @@ def predict(
         ledger = Ledger(model, prices)
         try:
             if train:
-                _train(model, batch, ledger, loss, optimizer, clip_norm)
+                _train(model, batch, ledger, loss, optimizer, clip_norm, machine)
             else:
                 model.eval()
                 stack.enter_context(torch.no_grad())
                 with ledger:
                     _call(model, batch)
+                if machine is not None:
+                    with machine:
+                        _call(model, batch)
         except (NotImplementedError, RuntimeError) as error:
             if device != "meta" or not _needs_values(error):
                 raise
@@ -105,6 +117,7 @@ def _train(
     loss: Callable[[nn.Module, Any], Tensor] | None,
     optimizer: Callable[..., Optimizer] | None,
     clip_norm: float | None,
+    machine: Machine | None,
 ) -> None:
     model.train()
     stepper = _optimizer(model, optimizer)
@@ -130,6 +143,9 @@ def _train(
         # The first one also fills the optimizer's state, which no other does.
         step(watch=False)
     step(watch=True)
+    if machine is not None:
+        with machine:
+            step(watch=False)
 
 
 def _forward(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor] | None) -> list[Tensor]:
@@ -189,4 +205,4 @@ def _fused_on(device: str) -> Iterator[None]:
 
 def _needs_values(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, NotImplementedError) or any(word in text for word in ("meta", "data-dependent"))
+    return isinstance(error, NotImplementedError) or any(word in text for word in _NO_VALUES)

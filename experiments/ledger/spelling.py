@@ -15,8 +15,8 @@ from torch import _VF, Tensor
 from torch.fx.experimental import _config as fx_config
 from torch.utils import _python_dispatch
 
-from experiments.ledger.attention import backward_cost, forward_cost
-from experiments.ledger.batched import meant
+from experiments.ledger.attention import backward_cost, forward_cost, has_values
+from experiments.ledger.batched import meant, spelled_out
 from experiments.ledger.price import Cost
 
 # Every function for dropout calls one of these.
@@ -32,7 +32,13 @@ ATTENTION = "scaled_dot_product_attention"
 
 
 class Meter(Protocol):
-    """What bills a whole function as one operator: the ledger."""
+    """What bills a whole function as one operator: the ledger.
+
+    Attributes:
+        upper_bound: Whether something was billed that a mask without values may hide.
+    """
+
+    upper_bound: bool
 
     def watching(self) -> bool:
         """Whether operators called from here would be billed one by one."""
@@ -165,15 +171,19 @@ def _attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         is_causal: bool = False,
         **kwargs: Any,
     ) -> Tensor:
+        meters, nothing = _watching(), Cost()
+        if hasattr(attn_mask, "variant"):
+            with _as_one(meters, "nothing", nothing, nothing):
+                attn_mask, is_causal = spelled_out(query, key, attn_mask, is_causal)
         given = query, key, value, attn_mask
-        meters = _watching()
         if not meters:
             return original(*given, dropout_p, is_causal, **kwargs)
         for_query, for_key, for_value, for_mask = (
             tensor is not None and tensor.requires_grad for tensor in given
         )
         wanted = for_query, for_key, for_value, for_mask
-        nothing = Cost()
+        for meter in meters:
+            meter.upper_bound |= attn_mask is not None and not has_values(attn_mask)
         with _as_one(meters, "nothing", nothing, nothing), torch._C._DisableFuncTorch():
             forward = backward = nothing
             for parts, causal in meant(*given, is_causal):

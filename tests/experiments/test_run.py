@@ -233,3 +233,19 @@ def test_a_failure_after_training_is_ended_in_wandb_as_one(
         execute(run_of("dense", NO_STORE), workspace)
     assert ended == [1]
     assert wandb.run is None
+
+
+@pytest.mark.parametrize(
+    ("found", "precision"),
+    [
+        ({"amx_bf16": True}, "bf16-mixed"),
+        ({"avx512_bf16": True}, "bf16-mixed"),
+        ({"avx2": True, "amx_bf16": False}, "32-true"),
+        ({}, "32-true"),
+    ],
+)
+def test_precision_is_what_the_processor_is_quick_at(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert quick_precision() == precision

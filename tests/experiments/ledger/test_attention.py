@@ -130,8 +130,10 @@ def test_gradients_of_transforms_are_billed():
         grad(*HALF)
     with mapped:
         torch.vmap(grad)(*HALF)
-    assert once.by_phase["backward"] >= PAIRS * (8 * D + 5)
-    assert once.by_phase == mapped.by_phase
+    # Transforms sum the output's gradient themselves, which is less than a hundredth here.
+    exact = PAIRS * (8 * D + 5)
+    for ledger in once, mapped:
+        assert exact <= ledger.by_phase["backward"] < 1.02 * exact
 
 
 @pytest.mark.parametrize(
@@ -155,14 +157,18 @@ def test_grouped_queries_are_all_billed():
 
 def test_one_query_and_many_masks():
     one = [part[:1] for part in HALF]
-    mask = torch.rand(B, H, T, T) < 0.5
-    assert counted(fused, *one, attn_mask=mask) == int(mask.sum()) * (4 * D + 6)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert counted(fused, *one, attn_mask=MASK[:, None]) == H * int(MASK.sum()) * (4 * D + 6)
 
 
 def test_masks_that_are_names():
     upper, lower = causal_upper_left(T, T), causal_lower_right(2, T)
     assert counted(fused, *HALF, attn_mask=upper) == CAUSAL * (4 * D + 6)
     query = HALF[0][:, :, :2]
+    plain = fused(HALF[0], *HALF[1:], attn_mask=upper), fused(query, *HALF[1:], attn_mask=lower)
+    with Ledger():
+        watched = fused(HALF[0], *HALF[1:], attn_mask=upper), fused(query, *HALF[1:], attn_mask=lower)
+    torch.testing.assert_close(watched, plain)
     assert counted(fused, query, *HALF[1:], attn_mask=lower) == B * H * (T - 1 + T) * (4 * D + 6)
 
 
