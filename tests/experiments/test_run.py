@@ -13,13 +13,13 @@ from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS
 from experiments.data import CorpusError, TextCorpus
 from experiments.errors import RunError
 from experiments.evaluation import read_bill
-from experiments.run import Run, execute
+from experiments.run import Run, execute, quick_precision
 from experiments.workspace import Workspace
 from mann import Transformer
 from tests.experiments.data import toy
 
 SETTINGS = {"layers": 2, "heads": 2, "batch": 2, "time": 32, "k": 4, "evaluation_tokens": 512}
-BUDGET = 1.2e10
+BUDGET = 2e9
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def _content(log: bytes) -> bytes:
 
 def test_wandb_offline_needs_no_account_and_keeps_the_run(corpus: TextCorpus, tmp_path: Path) -> None:
     workspace = Workspace(corpus, tmp_path / "out", tmp_path / "cache", wandb="offline")
-    execute(run_of("dense", NO_STORE, budget=1.2e10), workspace)
+    execute(run_of("dense", NO_STORE), workspace)
     (record,) = (tmp_path / "out" / "wandb").rglob("run-*.wandb")
     names = (
         b"train/nats_per_token",
