@@ -31,7 +31,9 @@ GRAPH = (
 )
 HEADED = "from torch_geometric.nn import {0}\n" + GRAPH
 # Else the first call asks whether products by segments would be quicker.
-SEGMENTS = "import torch_geometric\ntorch_geometric.backend.use_segment_matmul = False\nedge_type = index % 3\n"
+SEGMENTS = (
+    "import torch_geometric\ntorch_geometric.backend.use_segment_matmul = False\nedge_type = index % 3\n"
+)
 LAYER = (
     "layer = torch.nn.TransformerEncoderLayer(64, 4, 256, batch_first=True, device=device)\n"
     "x = torch.rand(4, 128, 64, device=device, requires_grad=True)\n"
