@@ -163,6 +163,7 @@ def origin(results: Table, command: str) -> Markup:
         "code revision": list(results.revisions),
         "corpus fingerprint": tag("code", results.fingerprint),
         "runs started": f"{started[0]} to {started[-1]}" if started else "not recorded",
+        "precision": _precisions(rows),
         "versions": _versions(rows),
     }
     entries = [part for key, value in facts.items() for part in (tag("dt", key), tag("dd", _shown(value)))]
@@ -171,6 +172,12 @@ def origin(results: Table, command: str) -> Markup:
 
 def _shown(value: Any) -> Any:
     return ", ".join(value) if isinstance(value, list) else value
+
+
+def _precisions(rows: Sequence[Row]) -> str:
+    found = {str(row.get("settings", {}).get("precision", "not recorded")) for row in rows}
+    apart = " (runs of the two differ in their arithmetic)" if len(found) > 1 else ""
+    return " and ".join(sorted(found)) + apart
 
 
 def _versions(rows: Sequence[Row]) -> str:

@@ -391,3 +391,11 @@ def test_losses_elsewhere_are_shown_where_there_are_any_even_without_dense_besid
     for row in table:
         del row["losses"]["heldout"]
     assert generalisation(summarize(table)) == ""
+
+
+def test_the_page_says_which_arithmetic_the_runs_had(tmp_path: Path):
+    table = rows(arms={}, seeds=2)
+    for row in table:
+        row["settings"] = {"precision": "bf16-mixed" if row["seed"] else "32-true"}
+    write_report(table, tmp_path, corpus=None, audit=None, command="x")
+    assert "32-true and bf16-mixed (runs of the two differ" in "".join(read(tmp_path).text)
