@@ -35,7 +35,7 @@ def carry_out(
         stream: Where progress is shown.
 
     Returns:
-        The runs that were given up.
+        The runs that were given up. Those that diverged are results, and not tried again.
     """
     finished = results.finished
     pending = [run for run in runs if run.key(results.corpus) not in finished]
@@ -52,6 +52,8 @@ def carry_out(
             elif isinstance(event, Failed):
                 failed.append(event)
                 _log(results, event)
+                if event.diverged:
+                    results.append([_nothing(event, results.corpus, workspace)])
             display.show(event)
     return failed
 
@@ -76,6 +78,17 @@ def cost(runs: Sequence[Run], rows: Sequence[dict[str, Any]], workers: int) -> s
     return (
         f"{len(runs)} runs, {flops:.2g} training FLOPs, about {duration(seconds)} with {processes} ({basis})"
     )
+
+
+def _nothing(event: Failed, corpus: str, workspace: Any) -> dict[str, Any]:
+    """The row of a run that diverged: its place and why; it has neither losses nor a bill."""
+    return event.run.to_dict() | {
+        "run": event.run.key(corpus),
+        "diverged": event.reason,
+        "parent": None,
+        "corpus": corpus,
+        "code": getattr(workspace, "revision", "unknown"),
+    }
 
 
 def _log(results: Results, event: Failed) -> None:

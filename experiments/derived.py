@@ -19,6 +19,8 @@ from experiments.revision import code_digest
 from retrieval import Passages
 
 ORDER = 5
+# How names of derived arms end.
+DERIVED = (" + counts", ", memory off")
 
 
 def derive(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +39,7 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
         row = _parsed(line)
         if row is None:
             raise ResultsError(
-                f"line {number} of {path} is no row of results: delete that line, and its run will be repeated"
+                f"line {number} of {path} is no row of results: delete that line, and the run it belongs to is repeated"
             )
         rows.append(row)
     notes = (
@@ -77,8 +78,8 @@ class Results:
 
     @property
     def finished(self) -> set[str]:
-        """Keys of the runs whose own row is here (rows derived from a run come before it)."""
-        return {row["run"] for row in self.rows if row.get("parent") is None and "run" in row}
+        """Keys of the runs whose own row is here, with all rows that were derived from it."""
+        return finished(self.rows)
 
     def check_revision(self, revision: str, remedy: str) -> None:
         """Refuse rows that other code made.
@@ -159,6 +160,17 @@ class Results:
             os.ftruncate(self._file, len(whole))
         elif whole and not whole.endswith(b"\n"):
             os.write(self._file, b"\n")
+
+
+def finished(rows: Sequence[Row]) -> set[str]:
+    """Keys of the runs that are there whole; a run that diverged is too."""
+    derived = Counter(parent for parent, *_ in {_names(row) for row in rows})
+    own = {row["run"]: row.get("derived", 0) for row in rows if row.get("parent") is None and "run" in row}
+    return {run for run, count in own.items() if derived[run] >= count}
+
+
+def _names(row: Row) -> tuple[Any, ...]:
+    return row.get("parent"), row.get("arm"), row.get("regime")
 
 
 def claim(folder: Path) -> None:

@@ -126,7 +126,7 @@ def execute(
 
 class _Execution:
     def __init__(self, run: Run, workspace: Workspace, progress: Progress) -> None:
-        unknown = sorted(set(run.settings) - set(DEFAULTS))
+        unknown = sorted(set(run.settings) - set(DEFAULTS) - {"definition"})
         if unknown:
             raise RunError(f"unknown settings {unknown}: the settings are {', '.join(DEFAULTS)}")
         self.run = run
@@ -229,6 +229,8 @@ class _Execution:
         if self.settings["counts"]:
             rows += self._with_counts(row, scored, evaluations, n_windows)
         row["seconds"]["evaluate"] = time.perf_counter() - begin
+        # Without one of them the run is not whole.
+        row["derived"] = len(rows) - 1
         return rows
 
     def _evaluations(self, source: Source | None) -> dict[str, Evaluation]:

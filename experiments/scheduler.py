@@ -89,6 +89,11 @@ class Failed:
     reason: str
     trace: str = ""
 
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss ceased to be a number: to try again would end alike."""
+        return "FloatingPointError" in self.trace
+
 
 @dataclass(frozen=True)
 class Tick:

@@ -14,6 +14,8 @@ from typing import Any
 
 from experiments import studies
 from experiments.arms import ARMS, NO_STORE, SAME_TOKENS, WHOLE_CORPUS, Arm, arm_named
+from experiments.definition import definition
+from experiments.derived import DERIVED
 from experiments.errors import RunError
 from experiments.frontier import DENSE
 from experiments.run import DEFAULTS, Run
@@ -80,6 +82,12 @@ class Study:
                 raise RunError(f"{what} must be positive numbers, got {list(values)}")
         if not self.seeds:
             raise RunError("a study needs at least one seed")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise RunError(f"seeds {list(self.seeds)} are not all different: give each once")
+        for what in ("frontier", "reach_frontier", "control_seeds"):
+            if getattr(self, what) < 1:
+                raise RunError(f"{what} is {getattr(self, what)}: give 1 or more")
+        self._check_names()
         for arm in map(self._arm, (*self.arms, *self.whole_corpus, *self.controls)):
             if arm.like:
                 arm_named(arm.like, self.arm_table)
@@ -88,6 +96,24 @@ class Study:
                 raise RunError(
                     f"{self._arm(arm).name!r} looks nothing up, so it cannot read the whole corpus"
                 )
+
+    def _check_names(self) -> None:
+        """Names must tell arms apart, and settings must exist, before anything is trained."""
+        known: dict[str, Arm] = {DENSE: ARMS[DENSE]}
+        for arm in map(self._arm, (*self.arms, *self.whole_corpus, *self.controls)):
+            if known.setdefault(arm.name, arm) != arm:
+                what = "the baseline has" if arm.name == DENSE else "another arm of this study has"
+                raise RunError(f"an arm is called {arm.name!r}, as {what}: give it another name")
+            if arm.name.endswith(DERIVED):
+                raise RunError(
+                    f"an arm is called {arm.name!r}, as what is derived from one: give it another name"
+                )
+        given = (self.settings, *(arm.settings for arm in known.values()), *self.sized.values())
+        for name in dict.fromkeys(name for settings in given for name in settings):
+            if name not in DEFAULTS:
+                close = difflib.get_close_matches(name, DEFAULTS, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise RunError(f"unknown setting {name!r}: {hint}The settings are {', '.join(DEFAULTS)}")
 
     @property
     def arm_table(self) -> dict[str, Arm]:
@@ -214,6 +240,8 @@ class Study:
         # Mixed with counts is what to beat, at the places where arms are compared.
         compared = not arm.control and budget in self.budgets and width == self.width_at(budget)
         settings |= {"counts": compared}
+        if ARMS.get(name) is not arm:  # of your own: made otherwise it is another run
+            settings |= {"definition": definition(arm)}
         return Run(self.name, name, regime, seed, width, budget, settings)
 
     def _found(self, arm: Arm, regime: str, width: int, budget: float) -> dict[str, Any]:

@@ -43,7 +43,7 @@ _Place = tuple[str, str, int, float]  # arm, regime, width, budget
 def tune(
     study: Study,
     results: Results,
-    carry_out: Callable[[str, list[Run]], Sequence[Run]],
+    carry_out: Callable[[str, list[Run]], None],
     rounds: int = len(REACH),
 ) -> Iterator[list[dict[str, Any]]]:
     """Search at the smallest budget compared, then outwards: the others begin with what the earlier ones found.
@@ -58,7 +58,7 @@ def tune(
     Args:
         study: What is tuned: dense at each width of its frontier, every arm at the best width, at each budget.
         results: Where trials are kept. Trials that lie there but not on the way of this search do not count.
-        carry_out: Runs what is missing of a list under a title, and returns the runs that diverged.
+        carry_out: Runs what is missing of a list under a title.
         rounds: How many at a budget; all but the first have those of :data:`REACH` from :data:`LATER` on.
 
     Yields:
@@ -70,10 +70,10 @@ def tune(
     if not 1 <= rounds <= len(REACH):
         raise RunError(f"{rounds} rounds: give 1 to {len(REACH)}")
     planned: set[str] = set()
-    diverged: list[Run] = []
 
-    def rows() -> list[_Row]:
-        return [row for row in results.rows if row["parent"] is None and row["run"] in planned]
+    def rows(diverged: bool = False) -> list[_Row]:
+        here = [row for row in results.rows if row["parent"] is None and row["run"] in planned]
+        return [row for row in here if bool(row.get("diverged")) == diverged]
 
     for budget in study.tuning_budgets:
         numbers = range(begin := first_round(study, budget), min(begin + rounds, len(REACH)))
@@ -81,8 +81,8 @@ def tune(
             runs = round_of(study, budget, rows(), number)
             planned |= {run.key(results.corpus) for run in runs}
             title = f"{budget_key(budget)}, round {number - begin + 1} of {len(numbers)}"
-            diverged += carry_out(title, runs)
-            yield best(rows(), diverged)
+            carry_out(title, runs)
+            yield best(rows(), rows(diverged=True))
 
 
 def first_round(study: Study, budget: float) -> int:
@@ -165,12 +165,12 @@ def _moved(settings: Mapping[str, Any], octaves: Sequence[float]) -> dict[str, A
     }
 
 
-def best(rows: Sequence[_Row], diverged: Sequence[Run] = ()) -> list[dict[str, Any]]:
+def best(rows: Sequence[_Row], diverged: Sequence[_Row] = ()) -> list[dict[str, Any]]:
     """What tuning found, by arm, regime, width and budget: the trial with the lowest validation loss.
 
     Args:
         rows: Finished trials.
-        diverged: Trials without a loss.
+        diverged: Those of trials that have no loss.
 
     Returns:
         Per place its winner, its loss, the number of trials and the coordinates whose best value is the smallest
@@ -179,7 +179,7 @@ def best(rows: Sequence[_Row], diverged: Sequence[Run] = ()) -> list[dict[str, A
     places: dict[_Place, list[_Row]] = {}
     for row in rows:
         places.setdefault(_place(row), []).append(row)
-    lost = Counter((run.arm, run.regime, run.width, run.budget) for run in diverged)
+    lost = Counter(map(_place, diverged))
     found = []
     for place, tried in sorted(places.items()):
         winner = min(tried, key=_loss)

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(out: Path, arguments: argparse.Namespace) -> int:
     from experiments.compare import cost
-    from experiments.results import read_rows
+    from experiments.results import finished, read_rows
     from experiments.scheduler import available_cores
 
     study = chosen_study(arguments, quick=arguments.quick, seeds=arguments.seeds)
@@ -74,7 +74,13 @@ def _run(out: Path, arguments: argparse.Namespace) -> int:
         for planned in runs:
             print(f"  {planned.label()}")
         print(f"{study.name}: {study.question}")
-        print(cost(runs, read_rows(out)[0] if out.is_dir() else [], workers))
+        rows = read_rows(out)[0] if out.is_dir() else []
+        there = finished(rows)
+        corpora = {row.get("corpus", "") for row in rows}
+        pending = [planned for planned in runs if not any(planned.key(corpus) in there for corpus in corpora)]
+        if len(pending) < len(runs):
+            print(f"{len(runs) - len(pending)} of {len(runs)} runs have finished before.")
+        print(cost(pending, rows, workers))
         return 0
     return _compare(study, runs, out, workers, arguments)
 
@@ -123,8 +129,14 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
                 file=sys.stderr,
             )
             return 130
-        if not results.rows:
-            raise RunError(f"no run finished. The first: {failed[0].run.label()}: {failed[0].reason}")
+        if all(row.get("diverged") for row in results.rows):
+            first = failed[0] if failed else None
+            told = (
+                f" The first: {first.run.label()}: {first.reason}"
+                if first
+                else f" See {out / 'failures.log'}"
+            )
+            raise RunError(f"no run finished.{told}")
         print("Comparing held-out text with training text", file=sys.stderr)
         about["audit"] = {
             name: {f"{n} tokens found in train": share for n, share in shares.items()}
@@ -132,9 +144,19 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
         }
         remember(out, about)
         conclude(results.rows, out, about, allow_mixed=arguments.allow_mixed, wandb=arguments.wandb)
-    if failed:
+    lost = [event for event in failed if event.diverged]
+    if lost:
+        print(
+            f"{len(lost)} runs diverged, the first with: {lost[0].reason}. That is a result: the report names them, "
+            "and they are not tried again",
+            file=sys.stderr,
+        )
+    if len(failed) > len(lost):
         where = out / "failures.log"
-        print(f"{len(failed)} runs failed; {where} says where. To try them again: {again}", file=sys.stderr)
+        print(
+            f"{len(failed) - len(lost)} runs failed; {where} says where. To try them again: {again}",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -169,8 +191,15 @@ def _check(results: Results, runs: list[Run], revision: str, allow_mixed: bool) 
     if other:
         first = next(run for run in runs if place(run.to_dict()) == place(other[0]))
         raise ResultsError(
-            f"{path} holds {len(other)} results of the same runs with other settings, such as {first.label()}: {remedy}"
+            f"{path} holds {len(other)} results of the same runs with other settings, such as {first.label()}"
+            f"{_differences(other[0].get('settings', {}), first.settings)}: {remedy}"
         )
     if not allow_mixed:
         touches = f"{remedy}, or --allow-mixed if you know that the change touches no number"
         results.check_revision(revision, touches)
+
+
+def _differences(there: Any, now: Any) -> str:
+    names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
+    told = [f"{name} {there.get(name)} there, {now.get(name)} now" for name in names[:3]]
+    return f" ({'; '.join(told)})" if told else ""

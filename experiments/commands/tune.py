@@ -86,18 +86,17 @@ def _search(
 
     workers = arguments.workers or available_cores()
 
-    def missing(title: str, runs: list[Run]) -> Sequence[Run]:
+    def missing(title: str, runs: list[Run]) -> None:
         pending = [trial for trial in runs if trial.key(results.corpus) not in results.finished]
         if pending:
             print(f"{title}: {cost(pending, results.rows, workers)}")
         failed = carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
-        broken = [event for event in failed if "FloatingPointError" not in event.trace]
+        broken = [event for event in failed if not event.diverged]
         if broken:
             raise RunError(
                 f"{len(broken)} trials failed, the first with: {broken[0].reason}. The search goes on when none is "
                 "missing: give the same command again"
             )
-        return [event.run for event in failed]
 
     found: list[dict[str, Any]] = []
     for found in tune(study, results, missing, arguments.rounds):

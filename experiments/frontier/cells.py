@@ -103,6 +103,7 @@ class Table:
         cells: by name, budget and width.
         diverged: one sentence for each run left out because its loss is not a number.
         revisions: code revisions seen; more than one only where the caller allowed it.
+        mixed: settings that differ between runs although they should not, as the caller allowed.
         text: the documents that all rows are scored on; ``None`` where rows do not say, or not the same.
     """
 
@@ -111,6 +112,7 @@ class Table:
     cells: tuple[Cell, ...]
     diverged: tuple[str, ...]
     revisions: tuple[str, ...]
+    mixed: tuple[str, ...] = ()
     text: Text | None = None
 
     @cached_property

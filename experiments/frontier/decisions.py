@@ -65,17 +65,22 @@ def survives(found: Mapping[str, Any]) -> bool:
     return p is None or p < ALPHA
 
 
-def reading_decision(entry: Entry) -> Decision:
-    """The decision on inference FLOPs that holds against tuned dense and against dense of any budget."""
-    tuned = decide(entry["read_flops"], has_interval(entry))
-    strict = decide(entry["read_flops"]["any_budget"], has_interval(entry))
-    return tuned if strict == tuned else "undecided"
+# A second dense frontier that a claim has to hold against as well, by axis.
+STRICTER = {"read_flops": "any_budget", "seconds": "any_width", "bytes": "any_width"}
+
+
+def strict_decision(entry: Entry, axis: str) -> Decision:
+    """The decision that holds against tuned dense and against the dense models that suit the axis best."""
+    tuned = decide(entry[axis], has_interval(entry))
+    other = entry[axis].get(STRICTER[axis])
+    return tuned if other is None or decide(other, has_interval(entry)) == tuned else "undecided"
 
 
 def decision_on(entry: Entry, axis: str) -> Decision:
     """The decision on any axis, as strict as that axis asks for."""
-    strict = {"train_flops": training_decision, "read_flops": reading_decision}
-    return strict[axis](entry) if axis in strict else decide(entry[axis], has_interval(entry))
+    if axis == "train_flops":
+        return training_decision(entry)
+    return strict_decision(entry, axis) if axis in STRICTER else decide(entry[axis], has_interval(entry))
 
 
 def counts_decision(entry: Entry) -> Decision:

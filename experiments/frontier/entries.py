@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.frontier.cells import AXES, CONTROL_TO_BEAT, DENSE, FURTHER_AXES, METRIC, Cell, Table
+from experiments.frontier.checks import MATMUL
 from experiments.frontier.curve import Frontier
 from experiments.frontier.draws import DRAWS, Draws
 from experiments.frontier.multiplier import Multiplier, multiplier
@@ -20,7 +21,8 @@ from experiments.frontier.planning import Gap, gap
 
 Floats = NDArray[np.float64]
 
-MATMUL = "matmul_flops"
+# Axes along which the widths chosen by training FLOPs need not be the best.
+ANY_WIDTH = ("seconds", "bytes")
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,14 @@ class Entries:
         columns = AXES | FURTHER_AXES | {MATMUL: MATMUL}
         self.axes = {name: self._axis(column, tuned) for name, column in columns.items()}
         self.any_budget = self._axis(AXES["read_flops"], self._widths())
+        self.any_width = {name: self._axis(AXES[name], self._cheapest(AXES[name])) for name in ANY_WIDTH}
 
     def of(self, cell: Cell) -> dict[str, Any]:
         """The entry of a cell."""
         entry: dict[str, Any] = {name: self._compare(cell, axis) for name, axis in self.axes.items()}
         entry["read_flops"]["any_budget"] = self._compare(cell, self.any_budget)
+        for name, axis in self.any_width.items():
+            entry[name]["any_width"] = self._compare(cell, axis)
         return entry | {
             METRIC: self.loss(cell),
             "control": cell.control,
@@ -123,6 +128,17 @@ class Entries:
             if cell.width not in best or cell.loss("valid") < best[cell.width].loss("valid"):
                 best[cell.width] = cell
         return tuple(sorted(best.values(), key=lambda cell: cell.amounts(AXES["read_flops"]).mean()))
+
+    def _cheapest(self, column: str) -> tuple[Cell, ...]:
+        """Dense of whatever width predicts best for what it costs: no cheaper one predicts as well.
+
+        The width that is best at a number of FLOPs is seldom the one that is best in the time those take.
+        """
+        kept: list[Cell] = []
+        for cell in sorted(dense_cells(self.table), key=lambda cell: cell.amounts(column).mean()):
+            if not kept or cell.loss("valid") < kept[-1].loss("valid"):
+                kept.append(cell)
+        return tuple(kept)
 
     def _compare(self, cell: Cell, axis: Axis) -> dict[str, Any]:
         if cell.name == DENSE:  # the reference: 1 by definition

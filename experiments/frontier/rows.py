@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from experiments.errors import ResultsError
-from experiments.frontier.cells import AXES, DENSE, METRIC, Cell, Row, Table, budget_key
+from experiments.frontier.cells import DENSE, METRIC, Cell, Row, Table, budget_key
+from experiments.frontier.checks import check_row, diverged
 from experiments.frontier.documents import FEWEST, Text
 
 
@@ -20,12 +21,12 @@ def tabulate(rows: Iterable[Row], *, allow_mixed: bool = False) -> Table:
         allow_mixed: accept rows of several code revisions; never rows of two corpora.
 
     Raises:
-        ResultsError: no rows; two studies or corpora; two revisions without ``allow_mixed``; a row that
-            lacks a column; two runs that claim the same place; no dense run.
+        ResultsError: no rows; two studies or corpora; two revisions or precisions without ``allow_mixed``; a row
+            that lacks a column or holds what no run writes; two runs that claim the same place; no dense run.
     """
     unique: dict[tuple[str, str, str], Row] = {}
     for number, row in enumerate(rows, start=1):
-        _check_columns(row, number)
+        check_row(row, number)
         # Derived rows carry their parent's run; arm and regime tell them apart.
         unique[row["run"], row["arm"], row["regime"]] = row
     if not unique:
@@ -54,18 +55,20 @@ def tabulate(rows: Iterable[Row], *, allow_mixed: bool = False) -> Table:
             "touches no number"
         )
     finite = [row for row in runs if _finite(row)]
-    diverged = tuple(
-        f"{row['arm']}, budget {budget_key(row['budget'])}, width {row['width']}, seed {row['seed']}"
-        for row in runs
-        if not _finite(row)
-    )
+    lost = tuple(_lost(row) for row in runs if not _finite(row))
+    mixed = _mixed(finite)
+    if mixed and not allow_mixed:
+        raise ResultsError(
+            f"rows of different {' and '.join(mixed)} are no fair comparison: give each its own --out directory, or "
+            "pass allow_mixed=True (--allow-mixed) if you know that it makes no difference"
+        )
     cells = _group(finite, {row["run"]: row for row in runs if row.get("parent") is None})
     if not any(cell.arm == DENSE for cell in cells):
         raise ResultsError(
             "no finished dense run among the rows: a multiplier is read off the dense frontier, "
             "so run the dense arm first"
         )
-    return Table(studies[0], corpora[0], cells, diverged, tuple(revisions), _text(finite))
+    return Table(studies[0], corpora[0], cells, lost, tuple(revisions), tuple(mixed), _text(finite))
 
 
 def _text(rows: Sequence[Row]) -> Text | None:
@@ -118,30 +121,26 @@ def _name(row: Row, by_run: Mapping[str, Row]) -> str:
     return f"{name} (whole corpus)" if row["regime"] == "whole corpus" else name
 
 
-def _check_columns(row: Row, number: int) -> None:
-    needed = (
-        "study",
-        "run",
-        "arm",
-        "regime",
-        "control",
-        "seed",
-        "width",
-        "budget",
-        "losses",
-        "corpus",
-        *AXES.values(),
-    )
-    missing = [column for column in needed if column not in row]
-    missing += [f"losses.{split}" for split in ("valid", "test") if split not in row.get("losses", {})]
-    if missing:
-        raise ResultsError(
-            f"row {number} lacks {', '.join(missing)}: it was written by another version; "
-            "delete that line and run it again"
-        )
+def _lost(row: Row) -> str:
+    why = f" ({row['diverged']})" if diverged(row) else ""
+    return f"{row['arm']}, budget {budget_key(row['budget'])}, width {row['width']}, seed {row['seed']}{why}"
+
+
+def _mixed(rows: Sequence[Row]) -> list[str]:
+    """Settings that all trained runs of a comparison must share, where they do not."""
+    trained = [row for row in rows if row.get("parent") is None]
+    found: list[str] = []
+    for name in ("precision", "evaluation_tokens"):
+        values = [str((row.get("settings") or {}).get(name, "unknown")) for row in trained]
+        counts = {value: values.count(value) for value in dict.fromkeys(values)}
+        if len(counts) > 1:
+            found.append(f"{name} ({', '.join(f'{value}: {count} runs' for value, count in counts.items())})")
+    return found
 
 
 def _finite(row: Row) -> bool:
+    if diverged(row):
+        return False
     losses = (row["losses"][split].get(METRIC) for split in ("valid", "test"))
     return all(loss is not None and math.isfinite(loss) for loss in losses)
 

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.frontier.cells import AXES, DENSE, FURTHER_AXES, METRIC, Cell, Row, Table, budget_key
 from experiments.frontier.corrections import correct
 from experiments.frontier.curve import Fit
-from experiments.frontier.decisions import training_decision
+from experiments.frontier.decisions import conventions_differ, training_decision
 from experiments.frontier.draws import DRAWS
 from experiments.frontier.entries import Entries, amounts, dense_cells
 from experiments.frontier.gaps import missing
@@ -25,7 +25,8 @@ def summarize(rows: Iterable[Row], *, allow_mixed: bool = False, draws: int = DR
     arm speak of one and the same dense model, the tuned one that predicts as well. On ``read_flops`` a
     stricter figure stands beside it (``any_budget``): the frontier over the widths, each with the training
     budget of the table that suits it best. It puts the training bill aside, so a small dense model trained
-    for longer counts in full against an arm trained for less.
+    for longer counts in full against an arm trained for less. So it is with ``any_width`` on ``seconds`` and ``bytes``:
+    dense of every width and budget, those that no cheaper one predicts as well as.
 
     Intervals are over seeds and, where every row tells the losses of the same test documents, over documents:
     they speak of other seeds and of other documents of the same sources, not of other sources.
@@ -39,7 +40,7 @@ def summarize(rows: Iterable[Row], *, allow_mixed: bool = False, draws: int = DR
         JSON-safe values; a missing number is ``None``, never NaN.
 
         - ``study``, ``fingerprint``, ``budgets``, ``axes``, ``metric``, ``confidence``, ``seeds``, ``missing``,
-          ``diverged``, ``revisions``;
+          ``diverged``, ``revisions``, ``mixed``;
         - ``arms[NAME][BUDGET]``: the axes and ``matmul_flops`` (``multiplier``, ``low``, ``high``, ``bound``,
           ``beyond``, ``p``; on ``train_flops`` also ``p_holm``), ``bits_per_byte`` (``mean``, ``low``, ``high``,
           ``over_seeds``), ``heldout`` (mean bits per byte on sources that train has nothing of), ``control``,
@@ -58,7 +59,9 @@ def summarize(rows: Iterable[Row], *, allow_mixed: bool = False, draws: int = DR
         ResultsError: when the rows cannot be compared.
     """
     table = tabulate(rows, allow_mixed=allow_mixed)
-    entries = Entries(table, draws)
+    # Enough that a comparison can be significant after correction for all of them.
+    claims = sum(not cell.control and cell.name != DENSE for cell in table.cells)
+    entries = Entries(table, max(draws, 80 * claims))
     arms = {
         name: {budget_key(cell.budget): entries.of(cell) for cell in table.of(name)} for name in table.names
     }
@@ -85,6 +88,7 @@ def summarize(rows: Iterable[Row], *, allow_mixed: bool = False, draws: int = DR
         "missing": missing(table),
         "diverged": list(table.diverged),
         "revisions": list(table.revisions),
+        "mixed": list(table.mixed),
     }
 
 
@@ -92,6 +96,8 @@ def _needed(
     cell: Cell, entry: dict[str, Any], entries: Entries, corrections: dict[str, dict[str, Any]]
 ) -> dict[str, Any] | None:
     if cell.arm == DENSE or cell.control or training_decision(entry) != "undecided":
+        return None
+    if conventions_differ(entry):  # no number of seeds makes them agree
         return None
     found = entries.gap(cell)
     return None if found is None else needed(found, corrections[cell.regime]["comparisons"])

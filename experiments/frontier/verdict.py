@@ -7,13 +7,14 @@ from typing import Any
 
 from experiments.frontier.cells import CONTROL_TO_BEAT, DENSE, budget_key
 from experiments.frontier.decisions import (
+    STRICTER,
     conventions_differ,
     copies,
     counts_decision,
     decide,
     decision_on,
     has_interval,
-    reading_decision,
+    strict_decision,
     survives,
     training_decision,
 )
@@ -30,6 +31,11 @@ from experiments.frontier.wording import (
     seeds_text,
 )
 
+_STRICTER = {
+    "read_flops": "Against dense trained for any budget of the table the inference figure",
+    "seconds": "Against dense of whatever width is best in that time the figure for seconds",
+    "bytes": "Against dense of whatever width is best with those bytes the figure for bytes",
+}
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
 
@@ -119,9 +125,9 @@ def _paragraph(name: str, budget: str, entry: Entry) -> str:
         text += _withheld(entry)
     if entry["seeds_needed"] is not None:
         text += f"{needed_text(entry['seeds_needed'])} "
-    if decide(entry["read_flops"], has_interval(entry)) != reading_decision(entry):
-        strict = multiplier_text(entry["read_flops"]["any_budget"])
-        text += f"Against dense trained for any budget of the table the inference figure is {strict}. "
+    for axis, against in _STRICTER.items():
+        if decide(entry[axis], has_interval(entry)) != strict_decision(entry, axis):
+            text += f"{against} is {multiplier_text(entry[axis][STRICTER[axis]])}. "
     return (text + _counts(name, entry)).strip()
 
 
@@ -187,9 +193,11 @@ def _gaps(summary: Summary) -> list[str]:
     if summary["missing"]:
         lines.append(f"Partial results. Not there: {'; '.join(summary['missing'])}.")
     if summary["diverged"]:
-        lines.append(f"Left out because the loss was not a number: {'; '.join(summary['diverged'])}.")
+        lines.append(f"Left out because they diverged: {'; '.join(summary['diverged'])}.")
     if len(summary["revisions"]) > 1:
         lines.append(f"Rows of {len(summary['revisions'])} code revisions are mixed, as asked.")
+    if summary.get("mixed"):
+        lines.append(f"Runs of different {' and '.join(summary['mixed'])} are mixed, as asked.")
     return lines
 
 

@@ -75,7 +75,9 @@ COUNTING = (
         "The multipliers of an arm speak of the same dense model, the tuned one that predicts as"
         " well as the arm. For inference a stricter figure is given too, in which the training bill "
         "is put aside: each dense width with whichever budget of the table suits it best. A claim "
-        "about inference has to hold both ways. FLOPs per token at inference include the search."
+        "about inference has to hold both ways, and so has one about seconds or bytes, where the stricter "
+        "figure is against dense of any width: the width that is best at a number of FLOPs is seldom the "
+        "quickest for its loss. FLOPs per token at inference include the search."
     ),
     (
         "Intervals are 95 %. Those of multipliers and differences are over seeds and, where the runs tell the loss "

@@ -96,9 +96,9 @@ def _of_axes(summary: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[d
         if axis == "train_flops":
             products, shown = entry["matmul_flops"], decide(entry["matmul_flops"], has_interval(entry))
             yield line | {"convention": PRODUCTS, "amount": None} | _compared(products, shown)
-        if (strict := entry[axis].get("any_budget")) is not None:
-            shown = decide(strict, has_interval(entry))
-            yield line | {"against": "dense of any budget"} | _compared(strict, shown)
+        for key, against in (("any_budget", "dense of any budget"), ("any_width", "dense of any width")):
+            if (strict := entry[axis].get(key)) is not None:
+                yield line | {"against": against} | _compared(strict, decide(strict, has_interval(entry)))
 
 
 def _compared(cell: Mapping[str, Any], decision: str) -> dict[str, Any]:

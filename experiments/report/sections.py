@@ -26,6 +26,13 @@ TITLES = {
     "whole corpus": "Whole corpus: a store holds more text than the network trained on",
 }
 
+# Second frontiers: axis, name in an entry, heading.
+_FURTHER = (
+    ("read_flops", "any_budget", "inference FLOPs, training bill put aside"),
+    ("seconds", "any_width", "seconds, dense of any width"),
+    ("bytes", "any_width", "bytes, dense of any width"),
+)
+
 
 def top(summary: Summary, question: str, runs: int) -> Markup:
     """Question, answer, and what is missing."""
@@ -115,7 +122,12 @@ def arms(summary: Summary) -> Markup:
 
 def multipliers(summary: Summary) -> Markup:
     """Every axis with intervals, and the stricter reading of inference."""
-    reads = "read_flops" in summary["axes"]
+    further = [
+        (axis, key, title)
+        for axis, key, title in _FURTHER
+        if axis in summary["axes"]
+        and all(key in entry[axis] for _, _, entry in entries(summary, tuple(TITLES)))
+    ]
     parts = [
         tag("h2", "Multipliers"),
         tag(
@@ -130,13 +142,13 @@ def multipliers(summary: Summary) -> Markup:
                 arm_label(name, entry, under_heading=True),
                 budget,
                 *(multiplier_cell(entry, axis) for axis in axis_names(summary)),
-                *([number(multiplier_text(entry["read_flops"]["any_budget"]))] if reads else []),
+                *(number(multiplier_text(entry[axis][key])) for axis, key, _ in further),
             ]
             for name, budget, entry in entries(summary, (regime,))
         ]
         if body:
             head = ["arm", "budget", *axis_names(summary).values()]
-            head += ["inference FLOPs, training bill put aside"] if reads else []
+            head += [title for _, _, title in further]
             parts += [
                 tag("h3", title),
                 table(

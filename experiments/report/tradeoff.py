@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.frontier import DENSE
-from experiments.frontier.decisions import decision_on, training_decision
+from experiments.frontier.decisions import decide, decision_on, has_interval, training_decision
 from experiments.frontier.wording import listed, multiplier_text
 from experiments.report.axes import axis_names
 from experiments.report.marks import KNOCKOUT
@@ -41,11 +41,11 @@ def trade_offs(summary: Mapping[str, Any]) -> list[str]:
 def _sentence(name: str, budget: str, entry: Mapping[str, Any], axes: Mapping[str, str]) -> str | None:
     if "train_flops" not in entry or training_decision(entry) != "better":
         return None
+    compared = [(words, *_held(entry, axis)) for axis, words in axes.items() if axis in entry]
     dearer = [
-        f"{_times(entry[axis])} times the {words} ({multiplier_text(entry[axis])}"
-        f"{DOUBTS[decision_on(entry, axis)]})"
-        for axis, words in axes.items()
-        if axis != "train_flops" and axis in entry and _dearer(entry, axis)
+        f"{_times(cell)} times the {words} ({multiplier_text(cell)}{DOUBTS[decision]})"
+        for words, cell, decision in compared
+        if words != axes["train_flops"] and _dearer(cell, decision)
     ]
     if not dearer:
         return None
@@ -57,9 +57,16 @@ def _sentence(name: str, budget: str, entry: Mapping[str, Any], axes: Mapping[st
     )
 
 
-def _dearer(entry: Mapping[str, Any], axis: str) -> bool:
+def _held(entry: Mapping[str, Any], axis: str) -> tuple[Mapping[str, Any], str]:
+    """What an arm is held against on an axis: in seconds and bytes, dense of the width that is best in those."""
+    strict = entry[axis].get("any_width")
+    if strict is None or strict["multiplier"] is None:
+        return entry[axis], decision_on(entry, axis)
+    return strict, decide(strict, has_interval(entry))
+
+
+def _dearer(cell: Mapping[str, Any], decision: str) -> bool:
     """Whether more than dense of equal loss is used; "at least 0.8x" may be anything above."""
-    cell, decision = entry[axis], decision_on(entry, axis)
     if decision not in DOUBTS or not cell["multiplier"] or cell["multiplier"] >= 1:
         return False
     if cell["beyond"] == "point" and cell["bound"] == "at least":

@@ -45,7 +45,7 @@ def test_a_diverged_run_is_left_out_and_said():
     table[place]["losses"]["test"]["bits_per_byte"] = math.nan
     summary = summarize(table)
     assert summary["diverged"] == ["knn, budget 3e12, width 64, seed 0"]
-    assert "not a number: knn" in verdict(summary)
+    assert "Left out because they diverged: knn" in verdict(summary)
     json.dumps(summary, allow_nan=False)
 
 
