@@ -146,6 +146,7 @@ class FitCommand(LightningCLI):
         if unknown:
             raise RunError(f"model.rates: {', '.join(unknown)} is none of {', '.join(ROLES)}")
         asked = self.config.clone()
+        asked.trainer.default_root_dir = None
         trainer = self.config.trainer
         self.folder = Path(trainer.default_root_dir) if trainer.default_root_dir else self._numbered()
         if (self.folder / CONFIG).exists():

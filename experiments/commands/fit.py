@@ -63,5 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"Validation: {metrics['valid/nats_per_token']:.4f} nats per token, "
             f"{metrics['valid/bits_per_byte']:.4f} bits per byte."
         )
-    print(f"The same run again: {program()} fit --config {shlex.quote(str(command.folder / CONFIG))}")
+    # Whoever asks for no seed asks for other numbers each time.
+    seeded = command.config.get("seed_everything") is not False
+    what = "run" if seeded else "settings"
+    print(f"The same {what} again: {program()} fit --config {shlex.quote(str(command.folder / CONFIG))}")
     return 0

@@ -54,7 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--workers", type=_positive, default=1, metavar="N", help="trials at once, offline (default: 1)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="offline: default runs/sweeps/NAME")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random and bayes, offline (0)")
+    parser.add_argument(
+        "--seed", type=_whole, default=0, metavar="N", help="of random and bayes, offline (0)"
+    )
     parser.add_argument("--retry", action="store_true", help="run failed trials again")
     parser.add_argument("--fresh", action="store_true", help="set earlier trials in DIR aside and begin anew")
     parser.add_argument(
@@ -165,6 +167,12 @@ def _total(sweep: Sweep, count: int | None, size: int | None) -> tuple[int, str]
     given = [(number, why) for number, why in found if number is not None]
     default = f"neither run_cap nor --count says how many, so {DEFAULT_COUNT}"
     return min(given, key=lambda one: one[0]) if given else (DEFAULT_COUNT, default)
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
 
 
 def _positive(text: str) -> int:

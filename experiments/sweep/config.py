@@ -20,6 +20,10 @@ from experiments.sweep.parameter import CHOICES, IN_A_GRID, KEYS, Parameter
 
 METHODS = ("grid", "random", "bayes")
 IMPUTE = ("worst", "best", "latest")
+MACROS = (
+    *("env", "interpreter", "program", "args", "args_no_hyphens", "args_no_boolean_flags"),
+    *("args_append_hydra", "args_override_hydra", "args_json", "args_json_file"),
+)
 COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 KEYS_OF_FILE = (
@@ -154,6 +158,10 @@ def _sweep(path: Path, raw: Mapping[str, Any]) -> Sweep:
     if not nested:
         _refuse("parameters", "is missing: name what is to be varied")
     parameters = tuple(_parameters(_mapping(nested, "parameters"), "parameters", ()))
+    names = [parameter.name for parameter in parameters]
+    for name in names:
+        if names.count(name) > 1:
+            _refuse(f"parameters.{name}", "is there twice, once by its dots and once level by level")
     if method == "grid":
         for parameter in parameters:
             if parameter.distribution not in IN_A_GRID:
@@ -295,6 +303,13 @@ def _command(raw: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(given, list) or not given:
         _refuse("command", "must be a list of words, such as [${env}, python, train.py, ${args}]")
     words = tuple(str(word) for word in given)
+    for word in words:
+        name = word[2:-1]
+        macro = word.startswith("${") and word.endswith("}") and not name.startswith("envvar:")
+        if macro and name not in MACROS:
+            _refuse(
+                "command", f"{word} is none of {', '.join(f'${{{one}}}' for one in MACROS)}", name, MACROS
+            )
     program = raw.get("program")
     if "${program}" in words and not isinstance(program, str):
         _refuse("program", "is missing: the script a trial runs")

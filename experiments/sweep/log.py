@@ -38,15 +38,18 @@ class RunLog:
         self.metric = metric
         self.values: list[float] = []
         self.names: set[str] = set()
+        self._last: float | None = None
         self._summary: float | None = None
         self._at = BEGIN
         self._parts = b""
 
     @property
     def value(self) -> float | None:
-        """The metric in the run's summary: what it logged last, unless it defined another summary."""
-        last = self.values[-1] if self.values else None
-        return last if self._summary is None else self._summary
+        """The metric in the run's summary: what it logged last, unless it defined another summary.
+
+        None where that is not finite, whatever came before.
+        """
+        return self._last if self._summary is None else self._summary
 
     def read(self) -> None:
         """Take in what was written since.
@@ -101,8 +104,9 @@ class RunLog:
         for item in record.history.item:
             name = _name(item)
             self.names.add(name)
-            if name == self.metric and (value := _number(item.value_json)) is not None:
-                self.values.append(value)
+            if name == self.metric:
+                self._last = _number(item.value_json)
+                self.values += [] if self._last is None else [self._last]
         for item in record.summary.update:
             if _name(item) == self.metric:
                 self._summary = _number(item.value_json)

@@ -6,12 +6,14 @@ one is a map from a number between 0 and 1 to a value, its quantile function.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+LARGEST_GRID = 1_000_000
 # Unbounded distributions have no value at 0 and at 1.
 EDGE = 1e-6
 _RANGE = {"min": None, "max": None}
@@ -101,19 +103,21 @@ class Parameter:
         found = _QUANTILES[self.distribution.removeprefix("q_")](place, self.options)
         return _rounded(found, self.options["q"]) if "q" in self.options else found
 
-    def grid(self) -> list[Any]:
+    def grid(self) -> Sequence[Any]:
         """The values a grid search visits, in order; ``q_uniform`` ends before its maximum, as in W&B."""
         match self.distribution:
             case "constant":
                 found = [self.options["value"]]
             case "int_uniform":
-                found = list(range(self.options["min"], self.options["max"] + 1))
+                return range(self.options["min"], self.options["max"] + 1)
             case "q_uniform":
                 low, high, step = (self.options[key] for key in ("min", "max", "q"))
-                found = [_whole(low + number * step) for number in range(math.ceil((high - low) / step))]
+                count = min(math.ceil((high - low) / step), LARGEST_GRID + 1)
+                found = [_whole(low + number * step) for number in range(count)]
             case _:
                 found = self.choices or []
-        return [value for number, value in enumerate(found) if value not in found[:number]]
+        # As text, for true is another value than 1.
+        return list({json.dumps(value, sort_keys=True, default=str): value for value in found}.values())
 
 
 def _log_uniform(share: float, options: Mapping[str, Any]) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.errors import RunError
 from experiments.sweep.config import Metric, Sweep
+from experiments.sweep.parameter import LARGEST_GRID
 from experiments.sweep.trial import FAILED, FINISHED, Place, Trial
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 # Optuna's own number of random trials before TPE.
 RANDOM_FIRST = 10
-LARGEST_GRID = 1_000_000
 
 
 class Sampler:

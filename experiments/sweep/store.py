@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -15,12 +16,15 @@ from filelock import FileLock, Timeout
 
 from experiments.errors import ResultsError
 from experiments.results import claim
+from experiments.revision import code_digest
 from experiments.sweep.config import Sweep
 from experiments.sweep.trial import FAILED, Trial
 
 ABOUT = "sweep.json"
 TRIALS = "trials.jsonl"
 RUNS = "trials"
+_VARIABLE = re.compile(r"\$\{envvar:(\w+)\}")
+_BEGIN = 1 << 16
 # What may change while a sweep goes on: it changes no trial.
 FREE = ("name", "description", "project", "entity", "run_cap")
 
@@ -104,7 +108,7 @@ class Store:
         path = self.folder / TRIALS
         about = self.folder / ABOUT
         if about.exists():
-            self.id = self._check(json.loads(about.read_text()))
+            self.id = self._check(_described(about))
         else:
             if path.exists():
                 raise ResultsError(f"{path} is there without {ABOUT}: give another --out, or --fresh")
@@ -117,13 +121,14 @@ class Store:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def _read(self, path: Path) -> list[Trial]:
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        trials: list[Trial] = []
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        trials: dict[int, Trial] = {}
         for number, line in enumerate(lines, start=1):
             try:
-                trials.append(Trial.of(json.loads(line)))
-            except (ValueError, TypeError, KeyError) as error:
-                if not line.endswith("\n"):
+                trial = Trial.of(json.loads(line))
+                trials[trial.number] = trial
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                if not line.endswith(b"\n"):
                     self.notes.append(
                         "the last line was cut off while it was written; that trial is repeated"
                     )
@@ -131,7 +136,7 @@ class Store:
                 raise ResultsError(
                     f"line {number} of {path} is no trial: delete that line, and the trial will be repeated"
                 ) from error
-        return trials
+        return list(trials.values())
 
     def _check(self, about: dict[str, Any]) -> str:
         again = "give another --out, or --fresh to set its trials aside and begin anew"
@@ -176,11 +181,43 @@ def _definition(sweep: Sweep, seed: int) -> dict[str, Any]:
     return json.loads(json.dumps({**decisive, "seed": seed}, default=str))
 
 
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_bytes())
+    except ValueError:
+        about = None
+    parts = about if isinstance(about, dict) else {}
+    if not all(
+        isinstance(parts.get(key), kind) for key, kind in (("id", str), ("definition", dict), ("files", dict))
+    ):
+        raise ResultsError(f"{path} does not say which sweep this is: give another --out, or --fresh")
+    return parts
+
+
 def _files(sweep: Sweep) -> dict[str, str]:
-    """Digests of the files the command names: another training script, another sweep."""
-    names = {*sweep.command, str(sweep.raw.get("program", ""))}
-    return {
-        name: hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
-        for name in sorted(names)
-        if name and Path(name).is_file()
-    }
+    """What trials rest on beside the file: another training script or other data, another sweep.
+
+    Digests of the files and folders that the command names, also by a variable or behind ``--option=``; values of the
+    variables; and what mnemograph's own code says, where it is what trials run.
+    """
+    words = [*sweep.command, str(sweep.raw.get("program", ""))]
+    variables = {name: os.environ.get(name, "") for word in words for name in _VARIABLE.findall(word)}
+    found = {f"${name}": value for name, value in variables.items()}
+    for word in words:
+        word = _VARIABLE.sub(lambda match: variables[match[1]], word)
+        for path in {Path(part) for part in (word, word.partition("=")[2]) if part}:
+            if path.is_file() or path.is_dir():
+                found[str(path)] = _digest(path)
+    if {"mnemograph", "experiments"} & set(words):
+        found["mnemograph"] = code_digest()
+    return dict(sorted(found.items()))
+
+
+def _digest(path: Path) -> str:
+    """Of a file what it holds; of a folder the names and sizes of its files and how each begins."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
+        with file.open("rb") as content:
+            begin = content.read(-1 if path.is_file() else _BEGIN)
+        digest.update(f"{file.relative_to(path)} {file.stat().st_size} ".encode() + begin)
+    return digest.hexdigest()[:16]

@@ -51,8 +51,18 @@ class Trial:
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Trial:
-        """Read back."""
-        return cls(**{**row, "stops": {int(stop): cost for stop, cost in row["stops"].items()}})
+        """Read back.
+
+        Raises:
+            ValueError: If it is no such line.
+        """
+        trial = cls(**{**row, "stops": {int(stop): cost for stop, cost in row["stops"].items()}})
+        right = (
+            isinstance(trial.number, int) and isinstance(trial.params, dict) and isinstance(trial.place, dict)
+        )
+        if not right or not (trial.value is None or isinstance(trial.value, int | float)):
+            raise ValueError("a trial has a number, parameters and a value")
+        return trial
 
 
 def ranked(trials: Sequence[Trial], metric: Metric | None) -> list[Trial]:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ class FakeRun:
 
     def label(self) -> str:
         return self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"study": STUDY, **asdict(self)}
 
 
 def execute(run: FakeRun, workspace: Path, progress: Callable[[str, float], None]) -> list[dict[str, Any]]:

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -6,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments.compare import carry_out
 from experiments.errors import ResultsError
 from experiments.results import Results, claim, conflicts, place, read_rows
-from tests.experiments.fakes import CORPUS, STUDY
+from experiments.scheduler import Failed
+from tests.experiments.fakes import CORPUS, STUDY, FakeRun, execute
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +58,36 @@ def test_a_derived_row_alone_does_not_make_a_run_finished(tmp_path: Path) -> Non
     )
     with _results(tmp_path) as results:
         assert results.finished == set()
+
+
+def test_a_run_without_all_that_was_derived_from_it_is_not_finished(tmp_path: Path) -> None:
+    whole = _row("a", derived=2), _row("a", "memory off", parent="a"), _row("a", "+ counts", parent="a")
+    with _results(tmp_path) as results:
+        results.append(whole)
+        assert results.finished == {"a"}
+    path = tmp_path / "results.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    # Someone took the advice to delete a damaged line; one of the others is there twice.
+    path.write_text("".join([lines[0], lines[0], lines[2]]))
+    with _results(tmp_path) as results:
+        assert results.finished == set()
+
+
+def test_a_run_that_diverged_is_finished_and_says_why(tmp_path: Path) -> None:
+    runs = [FakeRun("good"), FakeRun("hot", "nan")]
+    attempts = tmp_path / "attempts"
+    attempts.mkdir()
+
+    def carried_out() -> list[Failed]:
+        with _results(tmp_path) as results:
+            return carry_out(runs, results, attempts, execute, workers=1, stream=io.StringIO())  # type: ignore[arg-type]
+
+    (failed,) = carried_out()
+    assert failed.diverged
+    row = next(row for row in read_rows(tmp_path)[0] if row.get("name") == "hot")
+    assert "the training loss became nan" in row["diverged"]
+    assert carried_out() == []
+    assert len(list(attempts.glob("hot.*"))) == 1
 
 
 def test_a_whole_last_line_without_its_end_is_kept(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from experiments.run import DEFAULTS, Run
 from experiments.step import check_sizes, step_bill
 from experiments.studies import study_names
 from experiments.study import Study, load_study
+from mann import NGramMemory
 from tests.experiments.data import toy
 
 STUDY: dict[str, Any] = {
@@ -126,6 +129,33 @@ def test_an_arm_of_ones_own_takes_part() -> None:
     assert {run.regime for run in runs} == {"same tokens"}
 
 
+ORDERS = (2, 3)
+
+
+def _memory(n_layers: int, source: object, orders: tuple[int, ...] = (2,)) -> dict[str, Any]:
+    return {"memory": {0: partial(NGramMemory, orders=(*orders, *ORDERS))}}
+
+
+def test_an_arm_made_otherwise_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys(arm: Arm) -> set[str]:
+        runs = _study(arms=(arm,), controls=(), whole_corpus=()).plan()
+        return {run.key("text") for run in runs if run.arm == "mine"}
+
+    made = [
+        _memory,
+        partial(_memory, orders=(4,)),
+        lambda layers, source: {"memory": {0: partial(NGramMemory, orders=(2, 3))}},
+        lambda layers, source: {"memory": {0: partial(NGramMemory, orders=(2, 4))}},
+    ]
+    found = [keys(Arm("mine", slots)) for slots in made]
+    assert len(set.union(*found)) == sum(map(len, found)) == 6 * len(made)
+    assert keys(Arm("mine", _memory)) == found[0]
+    monkeypatch.setattr(sys.modules[__name__], "ORDERS", (2,))
+    assert not keys(Arm("mine", _memory)) & found[0]
+    # Those of the library are in the digest of its code.
+    assert all("definition" not in run.settings for run in _study().plan())
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -134,6 +164,13 @@ def test_an_arm_of_ones_own_takes_part() -> None:
         ({"budgets": (1e12, -1.0)}, "budgets must be positive"),
         ({"seeds": ()}, "at least one seed"),
         ({"whole_corpus": ("ngram",)}, "'ngram' looks nothing up"),
+        ({"seeds": (0, 0)}, r"seeds \[0, 0\] are not all different"),
+        ({"frontier": 0}, "frontier is 0: give 1 or more"),
+        ({"arms": (replace(ARMS["ngram"], name="dense"),)}, "'dense', as the baseline has"),
+        ({"arms": (Arm("a"), Arm("a", settings={"batch": 2}))}, "'a', as another arm of this study has"),
+        ({"arms": (Arm("dense + counts"),)}, "as what is derived from one"),
+        ({"settings": {"bacth": 3}}, "unknown setting 'bacth': did you mean 'batch'"),
+        ({"arms": (Arm("a", settings={"bacth": 3}),)}, "unknown setting 'bacth'"),
     ],
 )
 def test_a_study_that_makes_no_sense_says_so(changes: dict[str, Any], says: str) -> None:

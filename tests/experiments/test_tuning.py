@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,14 @@ def _search(folder: Path, study: Study, loss: Loss, rounds: int) -> tuple[list[d
     titles = []
     with Results(folder, "text", "tuning") as results:
 
-        def carry_out(title: str, runs: list[Run]) -> Sequence[Run]:
+        def carry_out(title: str, runs: list[Run]) -> None:
             titles.append(title)
-            lost = [run for run in runs if loss(run) == float("inf")]
             for run in runs:
-                if run not in lost and run.key("text") not in results.finished:
-                    results.append([_finished(run, loss(run))])
-            return lost
+                if run.key("text") in results.finished:
+                    continue
+                lost = loss(run) == float("inf")
+                row = _finished(run, loss(run))
+                results.append([{**row, "losses": {}, "diverged": "nan"} if lost else row])
 
         *_, found = tune(study, results, carry_out, rounds)
     return found, titles

@@ -108,6 +108,11 @@ def x(**entry: Any) -> dict[str, Any]:
         ({"early_terminate": {"type": "hyperband", "max_iter": 2, "s": 1}}, "leaves no stop"),
         ({"command": ["${program}"]}, "program: is missing"),
         ({"program": "nowhere.py"}, "program: there is no file nowhere.py"),
+        ({"command": ["true", "${arg}"]}, r"command: \$\{arg\} is none of .*did you mean 'args'"),
+        (
+            {"parameters": {"a.b": {"value": 1}, "a": {"parameters": {"b": {"value": 2}}}}},
+            "parameters.a.b: is there twice",
+        ),
         ({"command": "python mine.py"}, "command: must be a list of words"),
     ],
 )

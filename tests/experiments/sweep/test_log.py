@@ -59,6 +59,13 @@ def test_the_value_is_the_summary_of_the_run(folder: Path) -> None:
     assert found == {"a.b": STEPS - 1, "best": 0}
 
 
+def test_what_ended_as_no_number_has_no_value_whatever_came_before(folder: Path) -> None:
+    log = RunLog(log_of(folder), "loss")
+    log.read()
+    assert log.values[-1] == 1 / STEPS
+    assert log.value is None
+
+
 def test_a_file_that_grows_is_read_piece_by_piece(folder: Path, tmp_path: Path) -> None:
     content = log_of(folder).read_bytes()
     growing = tmp_path / "run-abc.wandb"

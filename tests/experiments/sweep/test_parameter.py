@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.sweep.parameter import KEYS, Parameter
+from experiments.sweep.parameter import KEYS, LARGEST_GRID, Parameter
 
 LOW, HIGH = math.log(0.01), math.log(10)
 SHARES = np.linspace(0.01, 0.99, 25)
@@ -67,11 +68,14 @@ def test_whole_numbers_and_choices_are_drawn_evenly_and_by_their_weights() -> No
 
 
 def test_a_grid_visits_every_value_once() -> None:
-    def grid(distribution: str, **options: Any) -> list[Any]:
+    def grid(distribution: str, **options: Any) -> Sequence[Any]:
         return Parameter(("x",), distribution, options).grid()
 
     assert grid("constant", value=5) == [5]
     assert grid("categorical", values=[2, 1, 2, "1"]) == [2, 1, "1"]
-    assert grid("int_uniform", min=1, max=3) == [1, 2, 3]
+    assert list(grid("int_uniform", min=1, max=3)) == [1, 2, 3]
+    assert grid("categorical", values=[1, True, 0, False]) == [1, True, 0, False]
+    assert len(grid("int_uniform", min=0, max=10**12)) == 10**12 + 1
+    assert len(grid("q_uniform", min=0, max=1e12, q=1)) == LARGEST_GRID + 1
     # W&B's controller goes through numpy.arange, which leaves the end out.
     assert grid("q_uniform", min=0, max=1, q=0.25) == [0, 0.25, 0.5, 0.75]

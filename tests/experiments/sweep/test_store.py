@@ -100,6 +100,76 @@ def test_a_file_the_command_names_may_not_change_unnoticed(tmp_path: Path) -> No
         assert len(store.trials) == 3
 
 
+def test_data_and_variables_the_command_names_may_not_change_unnoticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (texts := tmp_path / "texts").mkdir()
+    (texts / "a.txt").write_text("one")
+    base = tmp_path / "base.yaml"
+    base.write_text("a: 1")
+    monkeypatch.setenv("TEXTS", str(texts))
+    command = ["true", f"--config={base}", "--data=${envvar:TEXTS}", "${args}"]
+    sweep, out = sweep_of(tmp_path, command=command), tmp_path / "out"
+    filled(out, sweep)
+
+    def refused() -> str:
+        with pytest.raises(ResultsError) as told, Store(out, sweep, 0):
+            pass
+        return str(told.value)
+
+    (texts / "a.txt").write_text("two")
+    assert f"{texts} changed" in refused()
+    (texts / "a.txt").write_text("one")
+    base.write_text("a: 2")
+    assert "base.yaml changed" in refused()
+    base.write_text("a: 1")
+    monkeypatch.setenv("TEXTS", "elsewhere")
+    assert "$TEXTS" in refused()
+    monkeypatch.setenv("TEXTS", str(texts))
+    with Store(out, sweep, 0) as store:
+        assert len(store.trials) == 3
+
+
+def test_the_code_of_mnemograph_may_not_change_unnoticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, out = sweep_of(tmp_path, command=["mnemograph", "fit", "${args}"]), tmp_path / "out"
+    filled(out, sweep)
+    monkeypatch.setattr("experiments.sweep.store.code_digest", lambda: "other")
+    with pytest.raises(ResultsError, match="mnemograph changed"), Store(out, sweep, 0):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"id": 3}', "\xff"])
+def test_a_folder_that_does_not_say_what_it_is_is_refused(tmp_path: Path, content: str) -> None:
+    sweep, out = sweep_of(tmp_path), tmp_path / "out"
+    filled(out, sweep)
+    (out / "sweep.json").write_text(content)
+    with pytest.raises(ResultsError, match="does not say which sweep this is"), Store(out, sweep, 0):
+        pass
+
+
+@pytest.mark.parametrize("change", [{"stops": []}, {"params": None}, {"value": "x"}, {"number": "0"}])
+def test_a_line_that_is_no_trial_is_refused_by_number(tmp_path: Path, change: dict[str, Any]) -> None:
+    sweep, out = sweep_of(tmp_path), tmp_path / "out"
+    filled(out, sweep)
+    path = out / "trials.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ResultsError, match=r"line 2 of .* is no trial"), Store(out, sweep, 0):
+        pass
+
+
+def test_a_line_that_is_there_twice_is_one_trial(tmp_path: Path) -> None:
+    sweep, out = sweep_of(tmp_path), tmp_path / "out"
+    trials = filled(out, sweep)
+    path = out / "trials.jsonl"
+    path.write_text(path.read_text() * 2)
+    with Store(out, sweep, 0) as store:
+        assert store.trials == trials
+
+
 def test_failed_trials_are_forgotten_when_told(tmp_path: Path) -> None:
     sweep, out = sweep_of(tmp_path), tmp_path / "out"
     trials = filled(out, sweep)
