@@ -58,11 +58,11 @@ def _sentence(name: str, budget: str, entry: Mapping[str, Any], axes: Mapping[st
 
 
 def _held(entry: Mapping[str, Any], axis: str) -> tuple[Mapping[str, Any], str]:
-    """What an arm is held against on an axis: in seconds and bytes, dense of the width that is best in those."""
-    strict = entry[axis].get("any_width")
-    if strict is None or strict["multiplier"] is None:
-        return entry[axis], decision_on(entry, axis)
-    return strict, decide(strict, has_interval(entry))
+    """What an arm is held against on an axis: of two dense frontiers the one that needs less."""
+    tuned, strict = entry[axis], entry[axis].get("any_width")
+    if strict and strict["multiplier"] and strict["multiplier"] < (tuned["multiplier"] or 0):
+        return strict, decide(strict, has_interval(entry))
+    return tuned, decision_on(entry, axis)
 
 
 def _dearer(cell: Mapping[str, Any], decision: str) -> bool:

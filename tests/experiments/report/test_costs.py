@@ -99,6 +99,16 @@ def test_fewer_flops_and_more_seconds_is_said_in_words():
     assert "training bytes" not in said
 
 
+def test_the_dense_frontier_that_needs_less_is_what_an_arm_is_held_against():
+    summary = slower(5.0)
+    seconds = summary["arms"]["ngram"]["1e12"]["seconds"]
+    seconds["any_width"] = {**seconds, "multiplier": 0.2, "low": 0.1, "high": 0.3}
+    assert any("5.00 times the training seconds" in sentence for sentence in trade_offs(summary))
+    seconds["any_width"] |= {"multiplier": 9.0, "low": 8.0, "high": 10.0}
+    told = f"{1 / seconds['multiplier']:.2f} times the training seconds"
+    assert any(told in sentence for sentence in trade_offs(summary))
+
+
 def test_what_is_cheaper_on_every_axis_is_no_trade_off_and_what_is_dearer_in_flops_neither():
     assert not any("seconds" in sentence for sentence in slower(1.0)["trade_offs"])
     given = rows(arms={("ngram", "same tokens"): {"worth": 0.5, "read": 3.0}})
@@ -109,6 +119,7 @@ def test_a_dearer_axis_that_the_interval_does_not_show_is_said_to_be_so():
     summary = slower(5.0)
     seconds = summary["arms"]["ngram"]["1e12"]["seconds"]
     assert seconds["multiplier"] < 0.9
+    seconds["any_width"]["high"] = 1.2
     seconds["high"] = 1.2
     assert any(
         "times the training seconds" in sentence and "not shown at 95 %" in sentence
@@ -119,9 +130,10 @@ def test_a_dearer_axis_that_the_interval_does_not_show_is_said_to_be_so():
 
 def test_a_small_difference_that_the_interval_does_not_show_is_not_worth_a_sentence():
     summary = slower(5.0)
-    summary["arms"]["ngram"]["1e12"]["bytes"] |= {"multiplier": 0.97, "low": 0.9, "high": 1.05}
+    bytes_moved = summary["arms"]["ngram"]["1e12"]["bytes"]
+    bytes_moved |= {"multiplier": 0.97, "low": 0.9, "high": 1.05, "any_width": None}
     assert not any("training bytes" in sentence for sentence in trade_offs(summary))
-    summary["arms"]["ngram"]["1e12"]["bytes"] |= {"high": 0.99}
+    bytes_moved |= {"high": 0.99}
     assert any("1.03 times the training bytes" in sentence for sentence in trade_offs(summary))
 
 
