@@ -391,14 +391,3 @@ def test_losses_elsewhere_are_shown_where_there_are_any_even_without_dense_besid
     for row in table:
         del row["losses"]["heldout"]
     assert generalisation(summarize(table)) == ""
-
-
-def test_the_page_says_which_arithmetic_the_runs_had(tmp_path: Path):
-    table = rows(arms={}, seeds=2)
-    for row in table:
-        row["settings"] = {"precision": "bf16-mixed" if row["seed"] else "32-true"}
-    with pytest.raises(ResultsError, match=r"different precision \(32-true: .*bf16-mixed: .*--allow-mixed"):
-        write_report(table, tmp_path, corpus=None, audit=None, command="x")
-    summary = write_report(table, tmp_path, corpus=None, audit=None, command="x", allow_mixed=True)
-    assert "Runs of different precision" in summary["verdict"]
-    assert "32-true and bf16-mixed (runs of the two differ" in "".join(read(tmp_path).text)
