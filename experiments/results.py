@@ -16,6 +16,7 @@ from experiments.errors import ResultsError
 
 FILE = "results.jsonl"
 Row = dict[str, Any]
+_PLACE = ("run", "arm", "regime", "seed", "width", "budget")
 
 
 def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
@@ -143,6 +144,13 @@ class Results:
         self._lock.release()
 
     def _check(self) -> None:
+        for row in self.rows:
+            lacking = [column for column in _PLACE if row.get(column) is None]
+            if lacking:
+                raise ResultsError(
+                    f"a row of {self.folder / FILE} lacks {', '.join(lacking)}: delete it ({json.dumps(row)[:60]}...), "
+                    "or give another --out"
+                )
         for column, ours, what in (("corpus", self.corpus, "text"), ("study", self.study, "study")):
             other = sorted({str(row.get(column)) for row in self.rows} - {ours})
             if other:

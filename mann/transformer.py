@@ -61,7 +61,7 @@ class Transformer(nn.Module):
         tokens: ``[batch, time]``; output: log-probabilities ``[batch, time, vocab]``.
 
     Raises:
-        ValueError: If a memory is asked for at a layer that does not exist.
+        ValueError: If a memory is asked for at a layer that does not exist, or a size makes no model.
     """
 
     def __init__(
@@ -77,6 +77,8 @@ class Transformer(nn.Module):
         readout: Callable[[int, int], Readout] = SoftmaxReadout,
     ) -> None:
         super().__init__()
+        if min(vocab_size, d_model) < 1:
+            raise ValueError(f"vocab_size={vocab_size} and d_model={d_model} must both be at least 1")
         memory = dict(memory or {})
         unknown = [layer for layer in memory if not 0 <= layer <= n_layers]
         if unknown:

@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except argparse.ArgumentError as error:
         raise RunError(f"{' '.join(str(error).split())} (see mnemograph fit --help)") from error
+    except ValueError as error:  # what a constructor says of its arguments
+        raise RunError(" ".join(str(error).split())) from error
     finally:
         sys.argv = line
     callbacks: list[Any] = vars(command.trainer)["callbacks"]

@@ -104,6 +104,9 @@ def test_a_folder_holds_one_run(options: list[str], tmp_path: Path, capsys: pyte
     assert "mine holds the run of its config.yaml: give another" in capsys.readouterr().err
     assert (tmp_path / "mine" / "config.yaml").read_text() == kept
     assert not (tmp_path / "runs").exists()
+    # The command that the first run printed.
+    assert main(["fit", "--config", "mine/config.yaml"]) == 0
+    assert (tmp_path / "runs" / "fit" / "000" / "config.yaml").read_text() == kept
 
 
 def test_a_run_that_does_not_begin_leaves_no_folder(
@@ -113,6 +116,8 @@ def test_a_run_that_does_not_begin_leaves_no_folder(
     assert "nowhere.txt does not exist" in capsys.readouterr().err
     assert main(["fit", *options, "--model.rates.tabel=0.1"]) == 2
     assert "model.rates: tabel is none of matrix, embedding" in capsys.readouterr().err
+    assert main(["fit", *options, "--model.network.init_args.d_model=0"]) == 2
+    assert "d_model=0 must both be at least 1" in capsys.readouterr().err
     assert not list(tmp_path.rglob("fit"))
 
 

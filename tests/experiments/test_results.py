@@ -90,6 +90,13 @@ def test_a_run_that_diverged_is_finished_and_says_why(tmp_path: Path) -> None:
     assert len(list(attempts.glob("hot.*"))) == 1
 
 
+@pytest.mark.parametrize("lacking", ["run", "budget", "arm"])
+def test_a_row_without_a_place_is_refused(tmp_path: Path, lacking: str) -> None:
+    (tmp_path / "results.jsonl").write_text(json.dumps(_row("a") | {lacking: None}) + "\n")
+    with pytest.raises(ResultsError, match=f"lacks {lacking}"), _results(tmp_path):
+        pass
+
+
 def test_a_whole_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text(json.dumps(_row("a")) + "\n" + json.dumps(_row("b")))
     with _results(tmp_path) as results:
