@@ -50,6 +50,7 @@ def _finished(run: Run, loss: float, corpus: str = "text") -> dict[str, Any]:
         "study": "tuning",
         "arm": run.arm,
         "regime": run.regime,
+        "seed": run.seed,
         "width": run.width,
         "budget": run.budget,
     }
