@@ -15,6 +15,7 @@ from scipy.stats import qmc
 
 from experiments.errors import RunError
 from experiments.frontier import budget_key
+from experiments.frontier.checks import diverged
 from experiments.run import Run
 from mann.module import RATES
 
@@ -71,9 +72,9 @@ def tune(
         raise RunError(f"{rounds} rounds: give 1 to {len(REACH)}")
     planned: set[str] = set()
 
-    def rows(diverged: bool = False) -> list[_Row]:
+    def rows(lost: bool = False) -> list[_Row]:
         here = [row for row in results.rows if row["parent"] is None and row["run"] in planned]
-        return [row for row in here if bool(row.get("diverged")) == diverged]
+        return [row for row in here if diverged(row) == lost]
 
     for budget in study.tuning_budgets:
         numbers = range(begin := first_round(study, budget), min(begin + rounds, len(REACH)))
@@ -82,7 +83,7 @@ def tune(
             planned |= {run.key(results.corpus) for run in runs}
             title = f"{budget_key(budget)}, round {number - begin + 1} of {len(numbers)}"
             carry_out(title, runs)
-            yield best(rows(), rows(diverged=True))
+            yield best(rows(), rows(lost=True))
 
 
 def first_round(study: Study, budget: float) -> int:
@@ -165,12 +166,12 @@ def _moved(settings: Mapping[str, Any], octaves: Sequence[float]) -> dict[str, A
     }
 
 
-def best(rows: Sequence[_Row], diverged: Sequence[_Row] = ()) -> list[dict[str, Any]]:
+def best(rows: Sequence[_Row], without_loss: Sequence[_Row] = ()) -> list[dict[str, Any]]:
     """What tuning found, by arm, regime, width and budget: the trial with the lowest validation loss.
 
     Args:
         rows: Finished trials.
-        diverged: Those of trials that have no loss.
+        without_loss: Those of trials that diverged.
 
     Returns:
         Per place its winner, its loss, the number of trials and the coordinates whose best value is the smallest
@@ -179,7 +180,7 @@ def best(rows: Sequence[_Row], diverged: Sequence[_Row] = ()) -> list[dict[str, 
     places: dict[_Place, list[_Row]] = {}
     for row in rows:
         places.setdefault(_place(row), []).append(row)
-    lost = Counter(map(_place, diverged))
+    lost = Counter(map(_place, without_loss))
     found = []
     for place, tried in sorted(places.items()):
         winner = min(tried, key=_loss)

@@ -90,6 +90,7 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
     from experiments.compare import carry_out, cost
     from experiments.controls import overlap
     from experiments.data.corpus import cache_root
+    from experiments.frontier.checks import diverged
     from experiments.results import Results
     from experiments.run import execute
     from experiments.step import check_sizes
@@ -129,7 +130,7 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
                 file=sys.stderr,
             )
             return 130
-        if all(row.get("diverged") for row in results.rows):
+        if all(map(diverged, results.rows)):
             first = failed[0] if failed else None
             told = (
                 f" The first: {first.run.label()}: {first.reason}"

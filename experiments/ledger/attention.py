@@ -30,7 +30,8 @@ def live_pairs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, c
     """
     rows, time, source = _rows(query, key, value, mask), query.shape[-2], key.shape[-2]
     if causal:
-        return rows * triangle(time, source)
+        short = min(time, source)
+        return rows * (short * (short + 1) // 2 + (time - short) * source)
     if mask is None or not has_values(mask):
         return rows * time * source
     with torch.no_grad():
@@ -38,21 +39,11 @@ def live_pairs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, c
         return int(alive.sum()) * (rows * time * source // max(mask.numel(), 1))
 
 
-def triangle(time: int, source: int) -> int:
-    """Pairs of ``time`` queries with the keys up to their own place, of ``source`` in all."""
-    short = min(time, source)
-    return short * (short + 1) // 2 + (time - short) * source
-
-
 def _rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> int:
     """Rows and heads that are attended for, one key head for several query heads or one mask for several rows."""
     lead = list(query.shape[:-2])
     for shape in (part.shape[:-2] for part in (key, value, mask) if part is not None):
-        grouped = (
-            bool(lead and shape)
-            and shape[-1] not in (1, lead[-1])
-            and lead[-1] % shape[-1] == 0 < lead[-1] > 1
-        )
+        grouped = bool(lead and shape) and 1 < shape[-1] < lead[-1]
         lead = list(torch.broadcast_shapes(lead, (*shape[:-1], 1) if grouped else shape))
     return prod(lead)
 

@@ -126,16 +126,22 @@ def test_json_says_what_was_billed_and_how(capsys: pytest.CaptureFixture) -> Non
     assert "machine" not in billed(["knn", "--read"], capsys)
 
 
-def test_masks_without_values_are_an_upper_bound_and_said_to_be(capsys: pytest.CaptureFixture) -> None:
-    argv = [
-        "transformers.MistralForCausalLM",
+def reading(model: str, own: str) -> list[str]:
+    """A small decoder of Hugging Face, with one option of its own."""
+    sizes = ["hidden_size=32", "intermediate_size=48", "vocab_size=64", "num_hidden_layers=1"]
+    heads = ["num_attention_heads=2", "num_key_value_heads=2"]
+    return [
+        f"transformers.{model}",
         "--init",
-        "hidden_size=32",
-        "intermediate_size=48",
-        "vocab_size=64",
+        *sizes,
+        *heads,
+        own,
+        *["--batch", "2", "--time", "24", "--read"],
     ]
-    argv += ["num_hidden_layers=1", "num_attention_heads=2", "num_key_value_heads=2", "sliding_window=4"]
-    argv += ["--batch", "2", "--time", "24", "--read"]
+
+
+def test_masks_without_values_are_an_upper_bound_and_said_to_be(capsys: pytest.CaptureFixture) -> None:
+    argv = reading("MistralForCausalLM", "sliding_window=4")
     predicted, taken = billed(argv, capsys), billed([*argv, "--device", "cpu"], capsys)
     assert predicted["upper_bound"]
     assert not taken["upper_bound"]
@@ -145,15 +151,7 @@ def test_masks_without_values_are_an_upper_bound_and_said_to_be(capsys: pytest.C
 
 
 def test_experts_say_that_they_cannot_be_predicted(capsys: pytest.CaptureFixture) -> None:
-    argv = [
-        "transformers.MixtralForCausalLM",
-        "--init",
-        "hidden_size=32",
-        "intermediate_size=48",
-        "vocab_size=64",
-    ]
-    argv += ["num_hidden_layers=1", "num_attention_heads=2", "num_key_value_heads=2", "num_local_experts=4"]
-    argv += ["--batch", "2", "--time", "24", "--read"]
+    argv = reading("MixtralForCausalLM", "num_local_experts=4")
     assert "add --device cpu" in refused(argv, capsys)
     assert billed([*argv, "--device", "cpu"], capsys)["flops"] > 0
 
