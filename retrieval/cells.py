@@ -6,25 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from retrieval.encoder import ContextEncoder
+from retrieval.ordering import ID, words
 from retrieval.runtime import threads
 
-__all__ = ["ID", "Cells", "words"]
+__all__ = ["Cells"]
 
 # Clusters of fourth tokens, which crowded cells are split by.
 _FOURTH = 16
-
-# The bits of a word that hold the id.
-ID = 2**32 - 1
-
-
-def words(scores: Float[np.ndarray, "*shape"], ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
-    """Integers in the order (score descending, id ascending): the bits of a float, made monotone, before the id."""
-    bits = scores.view(np.int32)
-    bits = bits ^ ((bits >> 31) & np.int32(2**31 - 1))
-    return (~bits.astype(np.int64) << 32) | ids
 
 
 class Cells:

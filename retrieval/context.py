@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from retrieval.cells import ID, Cells, words
+from retrieval.cells import Cells
 from retrieval.encoder import ContextEncoder
 from retrieval.neighbors import Neighbors
+from retrieval.ordering import ID, NOTHING, unpacked, words
 from retrieval.passages import Passages
 from retrieval.runtime import faiss
 from retrieval.source import Source
@@ -24,9 +25,6 @@ __all__ = ["ContextSource"]
 
 # Queries in one call: what it needs to score their shortlists stays in cache.
 _ROWS = 1024
-
-# Sorts behind every neighbour.
-_NOTHING = np.iinfo(np.int64).max
 
 
 class ContextSource(Source):
@@ -162,7 +160,7 @@ class ContextSource(Source):
     def find(self, context: Int[np.ndarray, "n depth"], k: int, exclude: Int[np.ndarray, " n"]) -> Neighbors:
         """See :meth:`Source.search`."""
         n = len(context)
-        best = np.full((n, k), _NOTHING)
+        best = np.full((n, k), NOTHING)
         rows, work = np.arange(n), Work()
         if self._index is not None:
             kept = max(self.shortlist, 2 * k)
@@ -179,7 +177,7 @@ class ContextSource(Source):
                 (self._cells.nearest, 4 * self.scan),
                 (self._cells.alike, len(self._entries)),
             ):
-                rows = np.flatnonzero(best[:, -1] == _NOTHING)
+                rows = np.flatnonzero(best[:, -1] == NOTHING)
                 for document in np.unique(exclude[rows]):
                     selector = self._others(int(document))
                     of_document = rows[exclude[rows] == document]
@@ -189,11 +187,11 @@ class ContextSource(Source):
                             context[at], k, exclude[at], choose, scan, kept, selector
                         )
                         work += cost
-            rows = np.flatnonzero(best[:, -1] == _NOTHING)
+            rows = np.flatnonzero(best[:, -1] == NOTHING)
         for row in rows:
             best[row], cost = self._exact(context[row], k, int(exclude[row]))
             work += cost
-        scores, ids = _unpacked(best)
+        scores, ids = unpacked(best)
         return Neighbors.of(torch.from_numpy(scores), torch.from_numpy(ids), **work.counts)
 
     def _others(self, document: int) -> Any:
@@ -265,9 +263,9 @@ class ContextSource(Source):
         stored[row, column] = early
         scores = self.encoder.kernel(self.encoder.rows(context), stored)
         found = words(scores, ids)
-        found[ids < 0] = _NOTHING
+        found[ids < 0] = NOTHING
         if exclude.max() >= 0:
-            found[self.passages.labels[safe] == exclude[:, None]] = _NOTHING
+            found[self.passages.labels[safe] == exclude[:, None]] = NOTHING
         if found.shape[1] > 4 * k:
             found = np.partition(found, k - 1, axis=1)[:, :k]
         found.sort(axis=1)
@@ -280,15 +278,8 @@ class ContextSource(Source):
             found = self._score(context[None], block, np.array([exclude]), k)
             best = np.sort(np.concatenate([best, found], axis=1), axis=1)[:, :k]
         n = len(self._entries)
-        best = np.pad(best[0], (0, k - best.shape[1]), constant_values=_NOTHING)
+        best = np.pad(best[0], (0, k - best.shape[1]), constant_values=NOTHING)
         return best, Work(self.encoder.kernel_flops(n), n * self.depth * 8)
-
-
-def _unpacked(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and ids of words, -1 where there is nothing."""
-    bits = ~(found >> 32).astype(np.int32)
-    scores = (bits ^ ((bits >> 31) & np.int32(2**31 - 1))).view(np.float32)
-    return scores, np.where(found == _NOTHING, -1, found & ID)
 
 
 def _clusters(n: int) -> tuple[int, int, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,18 @@ from torch import Tensor
 
 from retrieval.building import add_work, train_work
 from retrieval.exact import Metric
-from retrieval.kinds import FLAT, core, fast_scan, refuse_unpriced, unwrap
+from retrieval.flat import FlatSearch
+from retrieval.kinds import FLAT, core, fast_scan, refuse_unpriced, tables_by_product, unwrap
 from retrieval.neighbors import Neighbors
-from retrieval.runtime import blas_threshold, faiss
+from retrieval.ordering import in_order
+from retrieval.runtime import blas_threshold, counters_lock, faiss
 from retrieval.search import enroll, run_search
+from retrieval.snapshot import SnapshotError, open_snapshot, writing_snapshot
 from retrieval.work import Visits, Work, counted_search, search_work, transform_work
 
 __all__ = ["Index"]
+
+_KIND, _VERSION, _FILE = "index", 1, "index.faiss"
 
 
 class Index:
@@ -47,20 +54,22 @@ class Index:
         NotImplementedError: On first use, if the work of that kind of index is not known.
     """
 
-    # Queries go to the coarse quantizer in blocks of one shape: matrix products round differently in others,
-    # and a result must not depend on what else is in the batch.
-    block = 256
+    # Where queries are multiplied with a matrix, they are in blocks of one shape: products round differently in
+    # others, and a result must not depend on what else is in the batch.
+    block = 32
 
     def __init__(self, factory: str, metric: Metric = "ip", *, nprobe: int = 8, ef: int = 64) -> None:
         if metric not in ("ip", "l2"):
             raise ValueError(f"metric must be 'ip' or 'l2', got {metric!r}")
         self.factory = factory
-        self.metric = metric
+        self.metric: Metric = metric
         self.nprobe = nprobe
         self.ef = ef
         self.work: dict[str, Work] = {}
         self.seconds = 0.0
         self._index: Any = None
+        self._mapped = False
+        self._flat: dict[int, FlatSearch] = {}
         self._number = enroll(self)
 
     def __len__(self) -> int:
@@ -110,7 +119,10 @@ class Index:
 
         Raises:
             ValueError: If a value is not finite: FAISS would drop such a vector from some structures and count it.
+                If the index is mapped from a file.
         """
+        if self._mapped:
+            raise ValueError("this index is mapped from its file: open it with mmap=False to add to it")
         x = self._checked(vectors)
         index = self.train(vectors)._made(x.shape[1])
         if not len(x):
@@ -139,77 +151,167 @@ class Index:
             raise ValueError(f"queries of {queries.shape[-1]} dimensions, the index stores {self._index.d}")
         return run_search(self._number, [queries], k)
 
+    def save(self, path: str | Path) -> None:
+        """Write the index into a folder, whole or not at all; what is there is replaced.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            ValueError: If nothing was added yet.
+            SnapshotError: If the disk did not take all of it.
+        """
+        if self._index is None:
+            raise ValueError(f"there is nothing to save in {self!r}: train it or add vectors first")
+        about = {
+            "factory": self.factory,
+            "metric": self.metric,
+            "nprobe": self.nprobe,
+            "ef": self.ef,
+            "dimensions": self._index.d,
+            "vectors": len(self),
+            "seconds": self.seconds,
+            "work": {kind: asdict(work) for kind, work in self.work.items()},
+            "faiss": faiss.__version__,
+        }
+        with counters_lock, writing_snapshot(path, _KIND, _VERSION, about) as folder:
+            file = str(folder / _FILE)
+            try:
+                faiss.write_index(self._index, file)
+                # FAISS does not look whether closing the file could still write its end.
+                whole = faiss.read_index(file, faiss.IO_FLAG_MMAP_IFC).ntotal == len(self)
+            except RuntimeError as error:
+                raise SnapshotError(f"{path} could not be written: {error}") from error
+            if not whole:
+                raise SnapshotError(f"{path} could not be written whole: is the disk full?")
+
+    @classmethod
+    def open(cls, path: str | Path, *, mmap: bool = False, verify: bool = True) -> Index:
+        """Read an index that was saved.
+
+        Args:
+            path: Its folder.
+            mmap: Map the file instead of reading it, where FAISS can: opens in no time, and is for searching only.
+            verify: Whether to compare checksums, which reads the whole file once.
+
+        Raises:
+            SnapshotError: If it is missing, damaged, foreign or of a newer format.
+        """
+        about = open_snapshot(path, _KIND, _VERSION, verify=verify)
+        flags = faiss.IO_FLAG_MMAP_IFC if mmap else 0
+        try:
+            index = cls(about["factory"], about["metric"], nprobe=about["nprobe"], ef=about["ef"])
+            index._index = faiss.read_index(str(Path(path) / _FILE), flags)
+            refuse_unpriced(index._index)
+            index.work = {kind: Work(**work) for kind, work in about["work"].items()}
+            index.seconds = about["seconds"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise SnapshotError(
+                f"{path} cannot be read by FAISS {faiss.__version__}, it was written by {about.get('faiss')}: build "
+                f"the index again ({error})"
+            ) from error
+        index._mapped = mmap
+        return index
+
     def neighbors(self, inputs: Sequence[Tensor], k: int) -> Neighbors:
         """The search behind the operator; call :meth:`search`."""
-        batch = inputs[0].shape[:-1]
-        x = np.ascontiguousarray(inputs[0].reshape(-1, inputs[0].shape[-1]).float().numpy())
-        if not len(self) or not len(x):
-            return Neighbors.none(*batch, k)
-        real = np.isfinite(x).all(1)
-        scores, ids, work = self._raw(x[real], min(k, len(self)))
-        order = np.lexsort((ids, -scores))
-        found = np.full((len(x), k), -1, np.int64)
-        best = np.zeros((len(x), k), np.float32)
-        found[real, : ids.shape[1]] = np.take_along_axis(ids, order, 1)
-        best[real, : ids.shape[1]] = np.take_along_axis(scores, order, 1)
-        hits = Neighbors.of(torch.from_numpy(best), torch.from_numpy(found))
-        return Neighbors(
-            hits.scores.view(*batch, k),
-            hits.ids.view(*batch, k),
-            hits.mask.view(*batch, k),
-            **work.counts,
+        (queries,) = inputs
+        batch, flat = queries.shape[:-1], queries.ndim == 2
+        x = np.ascontiguousarray(
+            (queries if flat else queries.reshape(-1, queries.shape[-1])).float().numpy()
         )
+        stored = len(self)
+        if not stored or not len(x):
+            return Neighbors.none(*batch, k)
+        # A sum tells in one pass that all is well; only if it does not, which rows it is.
+        real = None if np.isfinite(x.sum()) else np.isfinite(x).all(1)
+        with counters_lock:
+            scores, ids, work = self._search(self._index, x if real is None else x[real], min(k, stored))
+        if real is not None or k > stored:
+            rows = slice(None) if real is None else real
+            few = scores, ids
+            scores, ids = np.zeros((len(x), k), np.float32), np.full((len(x), k), -1, np.int64)
+            scores[rows, : few[1].shape[1]], ids[rows, : few[1].shape[1]] = few
+        mask = ids >= 0
+        if not mask.all():
+            scores[~mask], ids[~mask] = 0, 0
+        found = Neighbors(
+            torch.from_numpy(scores), torch.from_numpy(ids), torch.from_numpy(mask), **work.counts
+        )
+        return found if flat else found.view(*batch, k)
 
-    def _raw(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
-        """Unsorted scores and ids, missing ones at -inf and -1."""
-        n = len(x)
-        pad = -n % self.block
-        padded = np.concatenate([x, np.zeros((pad, x.shape[1]), np.float32)]) if pad else x
-        scores, ids = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
-        work = Work()
-        with blas_threshold(1):
-            for i in range(0, n, self.block):
-                at = slice(i, min(i + self.block, n))
-                scores[at], ids[at], cost = self._search(
-                    self._index, padded[i : i + self.block], at.stop - i, k
-                )
-                work += cost
-        if self.metric == "l2":
-            scores = -scores
-        scores[ids < 0] = -np.inf
-        return scores, ids, work
-
-    def _search(self, index: Any, x: np.ndarray, n: int, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
-        """One block, of which the first ``n`` rows are queries; the others take part in matrix products only."""
+    def _search(self, index: Any, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
+        """Scores, larger for nearer entries, and ids in order, -1 where one is missing."""
+        if (flat := self._flat.get(int(index.this))) is not None:
+            return flat(x, k)
         index = unwrap(index)
+        if isinstance(index, FLAT):
+            return self._flat.setdefault(int(index.this), FlatSearch(index))(x, k)
         if isinstance(index, faiss.IndexPreTransform):
             for i in range(index.chain.size()):
-                x = faiss.downcast_VectorTransform(index.chain.at(i)).apply(x)
-            scores, ids, work = self._search(index.index, x, n, k)
-            return scores, ids, work + transform_work(index) * n
+                (x,) = self._in_blocks(faiss.downcast_VectorTransform(index.chain.at(i)).apply, x)
+            scores, ids, work = self._search(index.index, x, k)
+            return scores, ids, work + transform_work(index) * len(x)
         if isinstance(index, faiss.IndexRefine):
-            short = min(index.ntotal, int(k * index.k_factor))
-            _, ids, work = self._search(index.base_index, x, n, short)
-            scores = self._rescore(unwrap(index.refine_index), x[:n], np.ascontiguousarray(ids))
-            far = -np.inf if self.metric == "ip" else np.inf
-            scores[ids < 0] = far
-            best = np.argsort(-scores if self.metric == "ip" else scores, axis=1, kind="stable")[:, :k]
-            work += search_work(index, n, k, Visits(entries=int((ids >= 0).sum())))
-            return np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1), work
+            return self._refined(index, x, k)
         with counted_search() as visits:
             if isinstance(index, faiss.IndexIVF):
-                index.nprobe = min(self.nprobe, index.nlist)
-                # A graph is walked query by query: no other takes part.
-                asked = x[:n] if self._tune(index) else x
-                distances, lists = index.quantizer.search(asked, index.nprobe)
-                hits = index.search_preassigned(x[:n], k, lists[:n], distances[:n])
-            elif isinstance(index, faiss.IndexHNSW):
-                hits = index.search(x[:n], k, params=faiss.SearchParametersHNSW(efSearch=self.ef))
+                near, lists, work = self._lists(index, x, visits)
+                search, asked = (
+                    lambda *rows: index.search_preassigned(rows[0], k, *rows[1:]),
+                    (x, lists, near),
+                )
             else:
-                hits = index.search(x, k)
+                options = {}
+                if isinstance(index, faiss.IndexHNSW):
+                    options["params"] = faiss.SearchParametersHNSW(efSearch=self.ef)
+                work, lists = Work(), x
+                search, asked = lambda rows: index.search(rows, k, **options), (x,)
+            scores, ids = self._in_blocks(search, *asked) if tables_by_product(index) else search(*asked)
         if fast_scan(index) and isinstance(index, faiss.IndexIVF):
-            visits.lists = int((lists[:n] >= 0).sum())  # FAISS counts each list once for all who visit it
-        return hits[0][:n], hits[1][:n], search_work(index, n, k, visits)
+            visits.lists = int((lists >= 0).sum())  # FAISS counts each list once for all who visit it
+        work += search_work(index, len(x), k, visits, coarse=False)
+        return *in_order(scores if self.metric == "ip" else 0 - scores, ids), work
+
+    def _lists(self, index: Any, x: np.ndarray, visits: Visits) -> tuple[np.ndarray, np.ndarray, Work]:
+        """FAISS's own distances to the centroids of the lists to visit, their numbers, and what choosing them took."""
+        nprobe = index.nprobe = min(self.nprobe, index.nlist)
+        coarse = unwrap(index.quantizer)
+        if isinstance(coarse, FLAT):
+            near, lists, work = self._search(coarse, x, nprobe)
+            return (near if coarse.metric_type == faiss.METRIC_INNER_PRODUCT else 0 - near), lists, work
+        if isinstance(coarse, faiss.IndexHNSW):
+            coarse.hnsw.efSearch = self.ef
+            near, lists = coarse.search(x, nprobe)
+            visits.hops = int(faiss.cvar.hnsw_stats.ndis)
+        else:
+            near, lists = self._in_blocks(lambda rows: coarse.search(rows, nprobe), x)
+        return near, lists, search_work(coarse, len(x), nprobe, visits)
+
+    def _in_blocks(self, call: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
+        """What a call returns for rows, given in blocks of one shape: then products of matrices round alike."""
+        n = len(arrays[0])
+        parts = []
+        for i in range(0, n, self.block):
+            rows = [array[i : i + self.block] for array in arrays]
+            if missing := self.block - len(rows[0]):
+                # Zeros are no query that visits anything; and -1 is no list.
+                rows = [
+                    np.pad(array, ((0, missing), (0, 0)), constant_values=-(array.dtype.kind == "i"))
+                    for array in rows
+                ]
+            found = call(*rows)
+            parts.append(found if isinstance(found, tuple) else (found,))
+        return [np.concatenate(column)[:n] for column in zip(*parts, strict=True)]
+
+    def _refined(self, index: Any, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
+        short = min(index.ntotal, int(k * index.k_factor))
+        _, ids, work = self._search(index.base_index, x, short)
+        ids = np.ascontiguousarray(ids)
+        scores = self._rescore(unwrap(index.refine_index), x, ids)
+        scores, ids = in_order(scores if self.metric == "ip" else 0 - scores, ids)
+        work += search_work(index, len(x), k, Visits(entries=int((ids >= 0).sum())))
+        return scores[:, :k], ids[:, :k], work
 
     def _rescore(self, store: Any, x: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Scores of each query's own candidates in the store behind an index, one pair at a time; of those found."""

@@ -6,7 +6,16 @@ from typing import Any
 
 from retrieval.runtime import faiss
 
-__all__ = ["FLAT", "core", "fast_scan", "product_quantizer", "refuse_unpriced", "scaled", "unwrap"]
+__all__ = [
+    "FLAT",
+    "core",
+    "fast_scan",
+    "product_quantizer",
+    "refuse_unpriced",
+    "scaled",
+    "tables_by_product",
+    "unwrap",
+]
 
 FLAT = (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP)
 _GRAPHS = (faiss.IndexHNSWFlat, faiss.IndexHNSWSQ, faiss.IndexHNSWPQ)
@@ -31,6 +40,7 @@ _PRICED = (
     faiss.IndexRefineFlat,
 )
 _TRANSFORMS = (
+    faiss.LinearTransform,  # what OPQ is when it has been written and read
     faiss.PCAMatrix,
     faiss.RandomRotationMatrix,
     faiss.OPQMatrix,
@@ -141,3 +151,12 @@ def product_quantizer(index: Any) -> bool:
 def fast_scan(index: Any) -> bool:
     """Whether an index adds up 4-bit codes' table entries as 8-bit integers."""
     return isinstance(index, faiss.IndexPQFastScan | faiss.IndexIVFPQFastScan)
+
+
+def tables_by_product(index: Any) -> bool:
+    """Whether the tables of all queries are one product of matrices: so from 16 dimensions a part up, but not in IVF.
+
+    There only fast-scan makes them together.
+    """
+    together = not isinstance(index, faiss.IndexIVF) or fast_scan(index)
+    return product_quantizer(index) and together and index.pq.dsub >= 16

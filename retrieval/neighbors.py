@@ -132,6 +132,10 @@ class Neighbors:
             "intops": self.intops,
         }
 
+    def view(self, *shape: int) -> Neighbors:
+        """The same neighbours in another shape of batch, ``k`` included."""
+        return Neighbors(self.scores.view(shape), self.ids.view(shape), self.mask.view(shape), **self.work)
+
     def to(self, device: torch.device | str) -> Neighbors:
         """The same neighbours on another device."""
         return Neighbors(self.scores.to(device), self.ids.to(device), self.mask.to(device), **self.work)

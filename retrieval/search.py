@@ -49,9 +49,30 @@ def enroll(searchable: Searchable) -> int:
 
 
 def run_search(number: int, inputs: Sequence[Tensor], k: int) -> Neighbors:
-    """Search the store of that number through the operator, so that a FLOP counter sees it."""
+    """Search the store of that number through the operator, so that a FLOP counter sees it.
+
+    Where nobody looks on and tensors are plain ones on the CPU, the operator would change nothing, and dispatching it
+    takes longer than a search of a small store: then it is not called.
+    """
+    if not _watched() and all(type(x) is Tensor and x.is_cpu for x in inputs):
+        searchable = _living(number)
+        found = searchable.neighbors([x.detach() if x.requires_grad else x for x in inputs], k)
+        _count(number, found)
+        return found
     scores, ids, mask = torch.ops.mnemograph.search([x.detach() for x in inputs], number, k)
     return Neighbors(scores, ids, mask, **_last_work.get(number, {}))
+
+
+def _watched() -> bool:
+    """Whether anything wants to see operators: a counter, a compiler, a tracer, a profiler, a transform."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+        or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
 
 @torch.library.custom_op(
@@ -60,16 +81,24 @@ def run_search(number: int, inputs: Sequence[Tensor], k: int) -> Neighbors:
     schema="(Tensor[] inputs, int store, int k) -> (Tensor, Tensor, Tensor)",
 )
 def _search(inputs: Sequence[Tensor], store: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    found = _living(store).neighbors([x.cpu() for x in inputs], k)
+    _count(store, found)
+    device = inputs[0].device
+    return found.scores.to(device), found.ids.to(device), found.mask.to(device)
+
+
+def _living(store: int) -> Searchable:
     searchable = _enrolled.get(store)
     if searchable is None:
         raise RuntimeError(f"store {store} of this search no longer exists; keep a reference to it")
-    found = searchable.neighbors([x.cpu() for x in inputs], k)
-    _last_work[store] = found.work
+    return searchable
+
+
+def _count(store: int, found: Neighbors) -> None:
+    work = _last_work[store] = found.work
     with _adding:
-        for place, amount in enumerate((found.flops, *_access(found.work))):
+        for place, amount in enumerate((found.flops, *_access(work))):
             _all_work[place] += amount
-    device = inputs[0].device
-    return found.scores.to(device), found.ids.to(device), found.mask.to(device)
 
 
 @_search.register_fake

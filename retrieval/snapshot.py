@@ -1,24 +1,43 @@
 """Folders that are there whole or not at all, and say what they are.
 
-A snapshot is written beside its place and renamed into it, every file flushed to the disk first. ``manifest.json``
-names the kind and version of the format and the length and checksum of each file, so a damaged, cut or foreign
-folder is refused by name instead of being searched.
+A snapshot is written beside its place and takes it in one step, every file flushed to the disk first. ``manifest.json``
+names the kind and version of the format and the length and checksum of each file, and carries a checksum of itself, so
+a damaged, cut or foreign folder is refused by name instead of being searched.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import platform
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SnapshotError", "open_snapshot", "writing_snapshot"]
+from retrieval.exchange import exchange
+
+__all__ = [
+    "SnapshotError",
+    "checksum",
+    "clear_leftovers",
+    "flush",
+    "open_snapshot",
+    "read_manifest",
+    "remove_snapshot",
+    "replace_manifest",
+    "writing_snapshot",
+]
 
 _MANIFEST = "manifest.json"
+# Several threads of one process may write beside the same place.
+_numbers = itertools.count()
+# What the manifest's own checksum is of: everything, with nothing between these two.
+_SEAL = '"sha256": "'
 
 
 class SnapshotError(RuntimeError):
@@ -29,6 +48,9 @@ class SnapshotError(RuntimeError):
 def writing_snapshot(path: str | Path, kind: str, version: int, about: Mapping[str, Any]) -> Iterator[Path]:
     """Folder to write files into; it becomes ``path`` when the block ends well and vanishes when it does not.
 
+    Whoever is killed at any moment leaves the old snapshot or the new one. Where the system cannot exchange two folders
+    in one step the old one stands aside for an instant, and :func:`open_snapshot` puts it back if that was the end.
+
     Args:
         path: Where the snapshot shall be. What is there is replaced.
         kind: What it is, for example ``"neighbor table"``.
@@ -37,29 +59,23 @@ def writing_snapshot(path: str | Path, kind: str, version: int, about: Mapping[s
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
+    _recover(path)
+    clear_leftovers(path.parent, path.name)
+    beside = path.with_name(f".{path.name}.writing-{_writer()}")
     beside.mkdir()
     try:
         yield beside
         files = {}
         for file in sorted(beside.iterdir()):
-            files[file.name] = {"bytes": file.stat().st_size, "sha256": _checksum(file)}
-            _flush(file)
-        manifest = {"kind": kind, "version": version, "files": files, "about": dict(about)}
-        (beside / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _flush(beside / _MANIFEST)
-        _flush(beside)
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": checksum(file)}
+            flush(file)
+        _write_manifest(beside / _MANIFEST, kind, version, files, about)
+        flush(beside)
         if path.exists():
-            # A folder cannot be renamed onto a full one: step the old one aside, readers keep their open files.
-            old = path.with_name(f".{path.name}.old-{os.getpid()}")
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-            beside.rename(path)
-            shutil.rmtree(old)
+            _replace(path, beside)
         else:
             beside.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -77,23 +93,9 @@ def open_snapshot(path: str | Path, kind: str, version: int, *, verify: bool = T
         SnapshotError: If there is none, it is of another kind or a newer format, or a file is missing or damaged.
     """
     path = Path(path)
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        found, newest, files, about = (manifest[name] for name in ("kind", "version", "files", "about"))
-    except FileNotFoundError:
-        what = f"{path} holds no {kind}" if path.exists() else f"there is no {kind} at {path}"
-        raise SnapshotError(f"{what}: build it first") from None
-    except (ValueError, KeyError, TypeError, NotADirectoryError):
-        raise SnapshotError(
-            f"{path / _MANIFEST} is damaged or foreign: delete {path} and build it again"
-        ) from None
-    if found != kind:
-        raise SnapshotError(f"{path} is a {found}, not a {kind}: give another path")
-    if newest > version:
-        raise SnapshotError(
-            f"{path} has format {newest} of a {kind}, this version reads up to {version}: update mnemograph, or build "
-            "it again"
-        )
+    if not path.exists():
+        _recover(path)
+    files, about = read_manifest(path / _MANIFEST, kind, version)
     for name, is_ in files.items():
         file = path / name
         if not file.is_file():
@@ -102,17 +104,87 @@ def open_snapshot(path: str | Path, kind: str, version: int, *, verify: bool = T
             raise SnapshotError(
                 f"{file} has {file.stat().st_size} bytes, not {is_['bytes']}: delete {path} and build it again"
             )
-        if verify and _checksum(file) != is_["sha256"]:
+        if verify and checksum(file) != is_["sha256"]:
             raise SnapshotError(f"{file} is damaged (its checksum differs): delete {path} and build it again")
     return about
 
 
-def _checksum(file: Path) -> str:
+def read_manifest(file: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Files and description that a manifest names, after checking that it is whole and of that kind.
+
+    Args:
+        file: The manifest; its folder is the snapshot.
+        kind: What it must be of.
+        version: Newest version of the format that the caller reads.
+
+    Raises:
+        SnapshotError: If there is none, it is damaged, of another kind or a newer format.
+    """
+    path = file.parent
+    damaged = SnapshotError(f"{file} is damaged or foreign: delete {path} and build it again")
+    try:
+        text = file.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        found, newest, files, about = (manifest[name] for name in ("kind", "version", "files", "about"))
+        newer = newest > version
+    except FileNotFoundError:
+        what = f"{path} holds no {kind}" if path.exists() else f"there is no {kind} at {path}"
+        raise SnapshotError(f"{what}: build it first") from None
+    except (ValueError, KeyError, TypeError, NotADirectoryError):
+        raise damaged from None
+    if found != kind:
+        raise SnapshotError(f"{path} is a {found}, not a {kind}: give another path")
+    if newer:
+        raise SnapshotError(
+            f"{path} has format {newest} of a {kind}, this version reads up to {version}: update mnemograph, or build "
+            "it again"
+        )
+    # Manifests had no checksum of themselves at first: nothing but these four names.
+    if set(manifest) != {"kind", "version", "files", "about"} and not _sealed(text):
+        raise damaged
+    return files, about
+
+
+def replace_manifest(
+    file: Path, kind: str, version: int, files: Mapping[str, Any], about: Mapping[str, Any]
+) -> None:
+    """Write a manifest beside its place, flushed, and rename it into it: readers see the old one or the new one."""
+    beside = file.with_name(f".{file.name}.writing-{_writer()}")
+    try:
+        _write_manifest(beside, kind, version, files, about)
+        os.replace(beside, file)
+        flush(file.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def remove_snapshot(path: Path) -> None:
+    """Take a snapshot away in one step, so that nobody opens half of it; who has it open keeps it."""
+    gone = path.with_name(f".{path.name}.writing-{_writer()}")
+    with suppress(OSError):  # some systems do not move what is in use: the next one to tidy up tries again
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete what writers of this machine that no longer run left half written in a folder."""
+    for path in folder.glob(f".{name}.writing-*"):
+        host, _, rest = path.name.rpartition(".writing-")[2].rpartition("@")[0].rpartition("-")
+        if host == platform.node() and not _runs(rest):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     if path.is_dir() and os.name == "nt":
         return
     number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -120,3 +192,62 @@ def _flush(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _write_manifest(
+    file: Path, kind: str, version: int, files: Mapping[str, Any], about: Mapping[str, Any]
+) -> None:
+    manifest = {"kind": kind, "version": version, "files": dict(files), "about": dict(about), "sha256": ""}
+    before, _, after = json.dumps(manifest, indent=1).rpartition(_SEAL)
+    seal = hashlib.sha256((before + _SEAL + after).encode()).hexdigest()
+    file.write_text(before + _SEAL + seal + after, encoding="utf-8")
+    flush(file)
+
+
+def _sealed(text: str) -> bool:
+    before, _, rest = text.rpartition(_SEAL)
+    seal, after = rest[:64], rest[64:]
+    return hashlib.sha256((before + _SEAL + after).encode()).hexdigest() == seal
+
+
+def _replace(path: Path, beside: Path) -> None:
+    if exchange(beside, path):  # what was there is now beside, and goes
+        return
+    # A folder cannot be renamed onto a full one: step the old one aside, readers keep their open files.
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    beside.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(path: Path) -> None:
+    """Put back what a writer had stepped aside when it was killed; one that runs puts the new one there itself."""
+    old = path.with_name(f".{path.name}.old")
+    for _ in range(20):
+        if path.exists() or not old.exists():
+            return
+        time.sleep(0.01)
+    try:
+        old.rename(path)
+    except OSError:
+        if not path.exists():
+            raise
+
+
+def _writer() -> str:
+    """Who writes: part of the name of what is half written."""
+    return f"{platform.node()}-{os.getpid()}@{next(_numbers)}"
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this machine is there; where asking is not harmless, it is taken to be."""
+    if os.name == "nt" or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

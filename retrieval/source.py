@@ -109,10 +109,7 @@ class Source(ABC):
                 for i in range(0, len(context), self.chunk)
             ]
         )
-        shape = (*tokens.shape, k)
-        return Neighbors(
-            found.scores.view(shape), found.ids.view(shape), found.mask.view(shape), **found.work
-        )
+        return found.view(*tokens.shape, k)
 
 
 def query_context(

@@ -15,6 +15,7 @@ from torch import Tensor
 from retrieval.neighbors import Neighbors
 from retrieval.snapshot import SnapshotError, open_snapshot, writing_snapshot
 from retrieval.source import Source
+from retrieval.stored import mapped
 
 __all__ = ["NeighborTable"]
 
@@ -25,7 +26,8 @@ class NeighborTable:
     """Neighbours of every position of rows of tokens, precomputed and memory-mapped.
 
     A frozen source gives the same neighbours every time, so a training set's are looked up once. Scores are kept in
-    16 bits, ids in 32 where the store allows. A table is written atomically and checked when opened.
+    16 bits, ids in 32 where the store allows. A table is written beside its place and takes it whole, so whatever ends
+    the writing early, a full disk or a killed process, leaves the one that was there. It is checked when opened.
 
     Attributes:
         k: Neighbours per position.
@@ -38,13 +40,19 @@ class NeighborTable:
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.path = path
-        self.k: int = about["k"]
-        self.time: int = about["time"]
-        self.source: str = about["source"]
-        self.seconds: float = about["seconds"]
-        self._ids = np.load(path / "ids.npy", mmap_mode="r")
-        self._scores = np.load(path / "scores.npy", mmap_mode="r")
-        self.work: dict[str, np.ndarray] = dict(zip(about["work"], np.load(path / "work.npy"), strict=True))
+        self._ids, self._scores, work = (mapped(path, name) for name in ("ids", "scores", "work"))
+        try:
+            self.k: int = about["k"]
+            self.time: int = about["time"]
+            self.source: str = about["source"]
+            self.seconds: float = about["seconds"]
+            names: list[str] = list(about["work"])
+        except (KeyError, TypeError) as error:
+            raise SnapshotError(f"{path} lacks {error}: delete it and build it again") from None
+        shape = (len(self._ids), self.time, self.k)
+        if self._ids.shape != shape or self._scores.shape != shape or work.shape != (len(names), len(self)):
+            raise SnapshotError(f"the files of {path} are of different tables: delete it and build it again")
+        self.work: dict[str, np.ndarray] = dict(zip(names, np.array(work), strict=True))
 
     @classmethod
     def build(
@@ -113,7 +121,7 @@ class NeighborTable:
             verify: Whether to compare checksums.
 
         Raises:
-            SnapshotError: If it is missing, damaged, of a newer format, or of another source.
+            SnapshotError: If it is missing, damaged, foreign, of a newer format, or of another source.
         """
         table = cls(Path(path), open_snapshot(path, _KIND, _VERSION, verify=verify))
         if source is not None and table.source != source:

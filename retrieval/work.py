@@ -7,13 +7,15 @@ squared distance. Comparisons are no operations: they show in the bytes.
 ==========================  =======================================================================================
 structure                   one search of a vector, ``ndis`` stored entries visited
 ==========================  =======================================================================================
-Flat                        ``n`` pairs
+Flat                        ``n`` pairs, and those of a shortlist of ``k + max(8, k / 4)`` once more, one by one
+                            (:func:`retrieval.flat.settle`; longer where near ties ask for it)
 SQ8, SQ6, SQ4               ``n`` pairs, and ``4d`` to decode each entry; none for fp16, bf16 and direct 8-bit codes
 PQ{M}x{b}                   a table of ``M`` x ``2^b`` pairs of parts + ``M`` additions for each of ``n`` entries
 PQ{M}x4fs (fast-scan)       the same, the additions on integers
 RaBitQ                      ``7d`` (L2) or ``11d`` (IP) for a query's factors, ``d`` of them on integers; for each of
                             ``n`` entries ``d`` additions on integers, and 8 (L2) or 10 (IP) operations on floats
-IVF,<any of these>          the coarse quantizer's search, and what ``ndis`` entries in place of ``n`` cost above
+IVF,<any of these>          the coarse quantizer's search (Flat, with ``nprobe`` for ``k``), and what ``ndis`` entries
+                            in place of ``n`` cost above
 IVF,RaBitQ                  the same, but the factors are made for each list visited
 IVF,PQ and PQ fsr, by L2    codes are of residuals: a query's table, here of inner products (``2 d 2^b``), is joined
                             with each list's own, ``2 M 2^b``; where FAISS keeps none of these because they would take
@@ -37,8 +39,9 @@ FLOPs are an upper bound and the bytes are the cost.
 
 Bytes. *Read*: each code that is compared, with the id (8 bytes) or the link (4) by which it is found; where a block of
 256 queries is one product of matrices (Flat, centroids), each matrix once. *Written*: tables made for a query, vectors
-transformed. *Random*: the part of the bytes read and written that lies where the data says: vectors visited in a graph
-and rows that a refinement looks up. A scan is sequential, and so is an inverted list from its first entry to its last.
+transformed. *Random*: the part of the bytes read and written that lies where the data says: vectors visited in a graph,
+those of a shortlist, and rows that a refinement looks up. A scan is sequential, and so is an inverted list from its
+first entry to its last.
 Results are the caller's.
 """
 
@@ -46,7 +49,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from retrieval.kinds import FLAT, fast_scan, product_quantizer, scaled, unwrap
@@ -55,7 +58,7 @@ from retrieval.runtime import counters_lock, faiss
 __all__ = ["Visits", "Work", "code_work", "counted_search", "pair", "search_work", "table", "transform_work"]
 
 
-@dataclass
+@dataclass(slots=True)
 class Work:
     """Operations and bytes, as exact integers.
 
@@ -85,10 +88,22 @@ class Work:
         return {name: getattr(self, name) for name in names}
 
     def __add__(self, other: Work) -> Work:
-        return Work(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+        return Work(
+            self.flops + other.flops,
+            self.bytes_read + other.bytes_read,
+            self.bytes_written + other.bytes_written,
+            self.bytes_random + other.bytes_random,
+            self.intops + other.intops,
+        )
 
     def __mul__(self, times: int) -> Work:
-        return Work(*(part * times for part in astuple(self)))
+        return Work(
+            self.flops * times,
+            self.bytes_read * times,
+            self.bytes_written * times,
+            self.bytes_random * times,
+            self.intops * times,
+        )
 
 
 @dataclass

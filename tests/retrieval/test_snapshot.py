@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+import retrieval.snapshot
 from retrieval import SnapshotError
+from retrieval.runtime import faiss
 from retrieval.snapshot import open_snapshot, writing_snapshot
+from tests.retrieval.crashes import killed_before_step, small_disk
 
 
 def write(path, content=b"0123456789", version=1, kind="box"):
@@ -109,3 +116,74 @@ def test_lengths_are_checked_even_without_checksums(tmp_path):
     (tmp_path / "box" / "data.bin").write_bytes(b"")
     with pytest.raises(SnapshotError, match="0 bytes"):
         open_snapshot(tmp_path / "box", "box", 1, verify=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "step aside"])
+def test_kill_at_any_step_leaves_the_old_one_or_the_new_one(tmp_path, monkeypatch, exchanges):
+    if not exchanges:
+        monkeypatch.setattr(retrieval.snapshot, "exchange", lambda one, other: False)
+    seen, step, killed = [], 0, True
+    while killed:
+        shutil.rmtree(tmp_path / "box", ignore_errors=True)
+        write(tmp_path / "box", b"old")
+        killed = killed_before_step(step, lambda: write(tmp_path / "box", b"new"))
+        assert open_snapshot(tmp_path / "box", "box", 1) == {"answer": 42}
+        seen.append((tmp_path / "box" / "data.bin").read_bytes())
+        step += 1
+    assert set(seen) == {b"old", b"new"}
+    write(tmp_path / "box", b"last")
+    assert [path.name for path in tmp_path.iterdir()] == ["box"], "what the killed ones left is cleared away"
+
+
+def test_what_another_machine_or_a_running_process_is_writing_is_left_alone(tmp_path):
+    names = [".box.writing-elsewhere-1@0", f".box.writing-{platform.node()}-{os.getpid()}@99", ".boxes"]
+    dead = f".box.writing-{platform.node()}-{2**22 + 1}@0"
+    for name in [*names, dead]:
+        (tmp_path / name).mkdir()
+    write(tmp_path / "box")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "box"])
+
+
+def test_a_manifest_of_before_it_had_a_checksum_is_read(tmp_path):
+    write(tmp_path / "box")
+    file = tmp_path / "box" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]
+    file.write_text(json.dumps(manifest))
+    assert open_snapshot(tmp_path / "box", "box", 1) == {"answer": 42}
+
+
+def test_one_flipped_bit_in_the_manifest_is_found(tmp_path):
+    write(tmp_path / "box")
+    file = tmp_path / "box" / "manifest.json"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(SnapshotError):
+            open_snapshot(tmp_path / "box", "box", 1)
+
+
+def test_a_file_whose_end_is_lost_on_a_full_disk_is_no_snapshot(tmp_path):
+    """FAISS's own writing says nothing when the last buffer does not fit."""
+    index = faiss.IndexFlatL2(8)
+    index.add(np.ones((100, 8), np.float32))
+    outcomes = set()
+    with small_disk(tmp_path / "disk", 64) as disk:
+        write(disk / "box", b"old")
+        filler = disk / "filler"
+        for kilobytes in range(0, 28, 4):
+            filler.write_bytes(bytes(shutil.disk_usage(disk).free - 1024 * kilobytes))
+            try:
+                with writing_snapshot(disk / "box", "box", 1, {}) as folder:
+                    faiss.write_index(index, str(folder / "index"))
+            except (OSError, RuntimeError):
+                assert (disk / "box" / "data.bin").read_bytes() == b"old"
+                outcomes.add("refused")
+            else:
+                assert faiss.read_index(str(disk / "box" / "index")).ntotal == 100
+                outcomes.add("whole")
+                write(disk / "box", b"old")
+            filler.unlink()
+            open_snapshot(disk / "box", "box", 1)
+    assert outcomes == {"refused", "whole"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch.utils.flop_counter import FlopCounterMode
 
-from retrieval import ContextEncoder, ContextSource, Passages, RandomSource, SuffixSource
+from retrieval import BM25Source, ContextEncoder, ContextSource, Passages, RandomSource, SuffixSource
 from tests.retrieval.stores import documents, queries, windows
 
 
@@ -31,6 +31,7 @@ SOURCES = {
     "context": ContextSource,
     "indexed": indexed,
     "random": RandomSource,
+    "bm25": BM25Source,
 }
 large_documents = partial(documents, n=30, longest=60)
 large_windows = partial(windows, n=60)

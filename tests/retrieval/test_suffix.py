@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from retrieval import Passages, SuffixSource
+from retrieval import Passages, SnapshotError, SuffixSource
+from retrieval.snapshot import writing_snapshot
 from tests.retrieval.stores import contexts, documents, match_length, queries, seen, windows
 
 
@@ -151,3 +152,80 @@ def test_an_empty_store_and_an_empty_batch_return_nothing():
     empty = Passages(np.zeros(0, np.uint16), np.zeros(1, np.int64), vocab_size=4)
     assert not SuffixSource(empty).search(torch.tensor([[1, 2]]), 3).mask.any()
     assert SuffixSource(windows(1)).search(torch.zeros(0, 4, dtype=torch.long), 3).ids.shape == (0, 4, 3)
+
+
+@pytest.mark.parametrize("make", [documents, windows])
+@pytest.mark.parametrize("vocab_size", [6, 40_000])
+def test_what_is_saved_is_opened_with_the_same_answers(tmp_path, make, vocab_size):
+    passages = make(8)
+    passages = Passages(passages.tokens, passages.offsets, passages.documents, vocab_size=vocab_size)
+    source = SuffixSource(passages, max_order=9)
+    source.save(tmp_path / "s")
+    batch = queries(9, make(8))
+    expected = source.search(**batch, k=6)
+    for own in (None, passages):
+        again = SuffixSource.open(tmp_path / "s", own)
+        found = again.search(**batch, k=6)
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.scores, expected.scores)
+        assert found.work == expected.work
+        assert again.fingerprint == source.fingerprint
+        assert (again.depth, again.build_bytes) == (source.depth, source.build_bytes)
+        assert torch.equal(again.passages.window(found.ids, 2, 2), source.passages.window(expected.ids, 2, 2))
+
+
+def test_opening_sorts_and_reads_nothing(tmp_path):
+    SuffixSource(windows(1, n=2000)).save(tmp_path / "s")
+    source = SuffixSource.open(tmp_path / "s", verify=False)
+    arrays = [source._sorted, source._labels, source.passages.tokens]
+    arrays += [array for level in source._levels for array in (level.keys, level.first)]
+    for array in arrays:
+        assert not array.flags.owndata
+        assert not array.flags.writeable
+        assert isinstance(array.base, np.memmap)
+
+
+def test_other_passages_are_refused(tmp_path):
+    SuffixSource(windows(1)).save(tmp_path / "s")
+    with pytest.raises(SnapshotError, match="other passages"):
+        SuffixSource.open(tmp_path / "s", windows(2))
+
+
+def test_damaged_foreign_and_newer_folders_are_refused(tmp_path):
+    SuffixSource(windows(1)).save(tmp_path / "s")
+    for file in sorted((tmp_path / "s").iterdir()):
+        good = file.read_bytes()
+        for place in {0, len(good) // 2, len(good) - 1}:
+            file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+            with pytest.raises(SnapshotError, match=r"damaged|foreign"):
+                SuffixSource.open(tmp_path / "s")
+        file.write_bytes(good[: len(good) // 2])
+        with pytest.raises(SnapshotError, match=r"bytes, not|damaged or foreign"):
+            SuffixSource.open(tmp_path / "s", verify=False)
+        file.write_bytes(good)
+    SuffixSource.open(tmp_path / "s")
+    with writing_snapshot(tmp_path / "new", "suffix source", 99, {}):
+        pass
+    with pytest.raises(SnapshotError, match=r"format 99 .* update"):
+        SuffixSource.open(tmp_path / "new")
+    with writing_snapshot(tmp_path / "other", "box", 1, {}):
+        pass
+    with pytest.raises(SnapshotError, match="is a box, not a suffix source"):
+        SuffixSource.open(tmp_path / "other")
+    with pytest.raises(SnapshotError, match="there is no suffix source"):
+        SuffixSource.open(tmp_path / "none")
+
+
+def test_a_folder_that_lacks_something_is_refused(tmp_path):
+    for about in ({}, {"depth": 3, "build_flops": {}, "build_bytes": {}, "build_seconds": 0.0, "fingerprint": "",
+                       "passages": {"vocab_size": 6, "fingerprint": ""}, "widths": [9]}):  # fmt: skip
+        with writing_snapshot(tmp_path / "s", "suffix source", 1, about):
+            pass
+        with pytest.raises(SnapshotError, match="build it again"):
+            SuffixSource.open(tmp_path / "s")
+
+
+def test_a_store_of_nothing_is_saved_too(tmp_path):
+    empty = Passages(np.zeros(0, np.uint16), np.zeros(1, np.int64), vocab_size=4)
+    SuffixSource(empty).save(tmp_path / "s")
+    assert not SuffixSource.open(tmp_path / "s").search(torch.tensor([[1, 2]]), 3).mask.any()

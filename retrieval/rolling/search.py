@@ -1,0 +1,310 @@
+r"""Searching rings of keys by inner product: exactly by two ways, and through lists.
+
+A product of matrices rounds differently in another shape, so what it finds would depend on the rest of the batch. Here
+it only makes a shortlist. Each entry on it is scored again by a kernel that sees one pair at a time, and these scores,
+in the order (score descending, id ascending), are the result. Two ways of rounding an inner product of ``d`` terms
+differ by at most :math:`e = 2 d \, 2^{-24} \lVert q \rVert \lVert x \rVert` (Higham, Accuracy and Stability of
+Numerical Algorithms, 2002, section 3.1), so an entry that is not on a list scores at most :math:`e` above the list's
+last one. A list that could miss a neighbour is made again in a way that leaves no doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrieval.ordering import NOTHING, unpacked, words
+from retrieval.rolling.ring import Ring
+from retrieval.runtime import blas_threshold, faiss
+from retrieval.work import Work
+
+__all__ = ["Found", "Memory", "anywhere", "dense", "exact", "joined", "longer", "settled"]
+
+# Scores of one tile: they should stay in the cache between the product and the choice. A product of fewer queries than
+# this, on the other hand, waits for the keys.
+_TILE, _QUERIES = 1 << 20, 128
+_LOWEST = float(np.finfo(np.float32).min)
+
+Memory = tuple[int, int]
+# Given a memory and which of its queries, the slots each of them may not be given.
+Forbidden = Callable[[Memory, Any], np.ndarray]
+
+
+@dataclass
+class Found:
+    """Scores and write indices of neighbours, those that are missing at minus infinity and -1; and the work.
+
+    Shapes:
+        scores, ids: ``[n, k]``
+    """
+
+    scores: np.ndarray
+    ids: np.ndarray
+    work: Work = field(default_factory=Work)
+
+
+def rounding(
+    ring: Ring, queries: Float[np.ndarray, "m q d"], memories: list[Memory]
+) -> Float[np.ndarray, "m q"]:
+    """The most by which two ways of rounding a score can differ, for each query; infinite where they may overflow."""
+    longest = np.array([float(ring.norms[memory].max()) for memory in memories])
+    d = queries.shape[2]
+    lengths = np.sqrt(np.einsum("mqd,mqd->mq", queries, queries, dtype=np.float64))
+    with np.errstate(invalid="ignore"):
+        product = lengths * longest[:, None]
+    # What is lost where numbers are too small to be normal is added at the end.
+    return np.where(product < 1e38, 2.0**-23 * (d + 2) * product + d * 2.0**-125, np.inf)
+
+
+def ranked(
+    ring: Ring,
+    queries: Float[np.ndarray, "n d"],
+    keys: Tensor,
+    begins: Int[np.ndarray, " n"],
+    row: Int[np.ndarray, " n"],
+    slots: Int[np.ndarray, "n c"],
+    k: int,
+) -> Found:
+    """The ``k`` best of each query's candidates by their scores one pair at a time.
+
+    Args:
+        ring: Where the candidates' write indices are.
+        queries: What to compare.
+        keys: All keys in one matrix.
+        begins: Where in it slot 0 of each query's memory is.
+        row: Each query's row.
+        slots: The candidates, -1 for none; one that is empty is none.
+        k: How many to keep.
+    """
+    n, c = slots.shape
+    scores, none = np.empty((n, c), np.float32), slots < 0
+    places = slots + begins[:, None]
+    places[none] = -1
+    faiss.fvec_inner_products_by_idx(
+        *(faiss.swig_ptr(x) for x in (scores, queries, keys.numpy(), places)), queries.shape[1], n, c
+    )
+    first = ring.first[row][:, None]
+    # A slot of -1 reads the last one, and is forgotten below.
+    ids = ring.index.numpy().ravel().take(slots + row[:, None] * ring.capacity)
+    # Minus zero and zero are one score.
+    scores += 0.0
+    packed = words(scores, ids - first)
+    packed[none | (ids < first) | ~np.isfinite(scores)] = NOTHING
+    if c > 8 * k:
+        packed.partition(k - 1, axis=1)
+        packed = packed[:, :k]
+    packed.sort(axis=1)
+    best, age = unpacked(packed[:, :k])
+    ids = np.where(age < 0, -1, age + first)
+    if c < k:
+        best = np.concatenate([best, np.full((n, k - c), -np.inf, np.float32)], 1)
+        ids = np.concatenate([ids, np.full((n, k - c), -1, np.int64)], 1)
+    d, listed = queries.shape[1], n * c - int(none.sum())
+    return Found(best, ids, Work(2 * d, 4 * d, 0, 4 * d) * listed)
+
+
+def dense(
+    ring: Ring,
+    queries: Float[np.ndarray, "m q d"],
+    memories: list[Memory],
+    k: int,
+    forbidden: Forbidden | None = None,
+) -> Found:
+    """All scores by products of matrices, then whatever reaches a bound that the ``k`` best reach.
+
+    The bound: of the largest scores of groups of entries, the ``k``-th largest. At least ``k`` entries reach it, and
+    few more do, so nothing has to be sorted.
+
+    Args:
+        ring: What is stored.
+        queries: For each memory as many.
+        memories: Row and head of each.
+        k: Neighbours of each query.
+        forbidden: Slots that a query may not be given.
+    """
+    m, q, d = queries.shape
+    high = max((end for row, _ in memories for _, end in ring.segments(row)), default=0)
+    found = Found(np.full((m * q, k), -np.inf, np.float32), np.full((m * q, k), -1, np.int64))
+    if not high or not q:
+        return found
+    some, many = max(1, _TILE // (q * high)), min(q, max(_QUERIES, _TILE // high))
+    error = rounding(ring, queries, memories)
+    for i in range(0, m, some):
+        part = memories[i : i + some]
+        keys, begins = ring.float_keys(part)
+        row = np.array([row for row, _ in part])
+        for j in range(0, q, many):
+            asked = np.ascontiguousarray(queries[i : i + some, j : j + many])
+            scores = torch.empty(*asked.shape[:2], high)
+            _multiply(ring, torch.from_numpy(asked), part, keys, begins, scores)
+            if forbidden is not None:
+                for each, memory in zip(scores, part, strict=True):
+                    out = forbidden(memory, slice(j, j + asked.shape[1]))[:, :high]
+                    each.masked_fill_(torch.from_numpy(out), -torch.inf)
+            unsure = error[i : i + some, j : j + many].ravel()
+            bound = np.where(unsure < np.inf, _kth(scores.flatten(0, 1), k) - 2 * unsure, np.nan)
+            slots = _reaching(scores.flatten(0, 1).numpy(), bound)
+            each = asked.shape[1]
+            best = ranked(ring, asked.reshape(-1, d), keys, begins.repeat(each), row.repeat(each), slots, k)
+            place = ((np.arange(len(part))[:, None] + i) * q + np.arange(each) + j).ravel()
+            found.scores[place], found.ids[place] = best.scores, best.ids
+            found.work += best.work
+    pairs = q * sum(int(ring.live[row]) for row, _ in memories)
+    read = 4 * d * sum(q + int(ring.live[row]) for row, _ in memories)
+    found.work += Work(2 * d * pairs, read + 4 * pairs, 4 * pairs)
+    return found
+
+
+def _multiply(
+    ring: Ring, queries: Tensor, memories: list[Memory], keys: Tensor, begins: np.ndarray, scores: Tensor
+) -> None:
+    """All scores by slot, minus infinity where a slot is empty."""
+    high = scores.shape[2]
+    runs = [ring.segments(row) for row, _ in memories]
+    full = high == ring.capacity and all(run == [(0, high)] for run in runs)
+    if full and bool((np.diff(begins) == high).all()):
+        block = keys[begins[0] : begins[0] + len(memories) * high].view(len(memories), high, -1)
+        torch.bmm(queries, block.mT, out=scores)
+        return
+    for i, begin in enumerate(begins.tolist()):
+        if runs[i] != [(0, high)]:
+            scores[i].fill_(-torch.inf)
+        for low, end in runs[i]:
+            torch.mm(queries[i], keys[begin + low : begin + end].T, out=scores[i, :, low:end])
+
+
+def _kth(scores: Tensor, k: int) -> np.ndarray:
+    """For each row a number that at least ``k`` of its scores reach; minus infinity where there are fewer."""
+    high = scores.shape[1]
+    if high < k:
+        return np.full(len(scores), -np.inf)
+    width = max(1, high // (4 * k))
+    groups = high // width
+    # Groups take every so manyth entry, which one pass over contiguous memory finds.
+    largest = scores[:, : width * groups].unflatten(1, (width, groups)).amax(1).numpy()
+    largest.partition(groups - k, axis=1)
+    return largest[:, groups - k].astype(np.float64)
+
+
+def _reaching(scores: Float[np.ndarray, "n m"], bound: np.ndarray) -> Int[np.ndarray, "n c"]:
+    """Columns whose score reaches each row's bound, in order, -1 behind them; all if the bound is no number."""
+    n, high = scores.shape
+    # No score is minus infinity: such a slot is empty.
+    floor = np.clip(np.nan_to_num(bound, nan=0.0), _LOWEST, -_LOWEST).astype(np.float32)
+    reached = scores >= floor[:, None]
+    reached[np.isnan(bound)] = True
+    at = np.flatnonzero(reached)
+    starts = np.searchsorted(at, np.arange(n + 1) * high)
+    counts = np.diff(starts)
+    slots = np.full((n, max(1, int(counts.max(initial=0)))), -1, np.int64)
+    # Where the j-th entry of row i is in one long row, less where its row begins among all entries.
+    shift = np.arange(n) * slots.shape[1] - starts[:-1]
+    slots.ravel()[np.arange(len(at)) + shift.repeat(counts)] = at - (np.arange(n) * high).repeat(counts)
+    return slots
+
+
+def exact(ring: Ring, queries: Float[np.ndarray, "m q d"], memories: list[Memory], k: int) -> Found:
+    """A flat FAISS search of each memory, with a few entries more than wanted.
+
+    Args:
+        ring: What is stored.
+        queries: For each memory as many.
+        memories: Row and head of each.
+        k: Neighbours of each query.
+    """
+    return joined([_exact(ring, x, memory, k) for x, memory in zip(queries, memories, strict=True)], k)
+
+
+def joined(parts: list[Found], k: int) -> Found:
+    """Results of several memories, one after the other."""
+    none = Found(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
+    return Found(
+        np.concatenate([part.scores for part in [none, *parts]]),
+        np.concatenate([part.ids for part in [none, *parts]]),
+        sum((part.work for part in parts), Work()),
+    )
+
+
+def _exact(ring: Ring, x: np.ndarray, memory: Memory, k: int) -> Found:
+    keys, begins = ring.float_keys([memory])
+    d, begin, work = x.shape[1], int(begins[0]), Work()
+    slots, limit = [np.full((len(x), 1), -1)], np.full(len(x), -np.inf)
+    for low, end in ring.segments(memory[0]):
+        length = min(end - low, longer(k))
+        # On one core a product of matrices wins from four queries up.
+        with blas_threshold(4 * d):
+            scores, at = faiss.knn(
+                x, keys[begin + low : begin + end].numpy(), length, faiss.METRIC_INNER_PRODUCT
+            )
+        slots.append(np.where(at < 0, -1, at + low))
+        if length < end - low:
+            limit = np.maximum(limit, scores[:, -1])
+        work += Work(2 * d * len(x) * (end - low), 4 * d * (len(x) + end - low))
+    return settled(ring, x, memory, keys, begins, np.concatenate(slots, 1), limit, k, work)
+
+
+def longer(k: int) -> int:
+    """Length of a shortlist for ``k`` neighbours."""
+    return k + max(8, k // 4)
+
+
+def settled(
+    ring: Ring,
+    x: np.ndarray,
+    memory: Memory,
+    keys: Tensor,
+    begins: np.ndarray,
+    slots: np.ndarray,
+    limit: np.ndarray,
+    k: int,
+    work: Work,
+    forbidden: Forbidden | None = None,
+) -> Found:
+    """The best of shortlists; where one could miss a neighbour, :func:`dense` decides.
+
+    Args:
+        limit: The largest approximate score that an entry which is not listed can have.
+        work: What making the lists took.
+    """
+    n, row = len(x), np.full(len(x), memory[0])
+    found = ranked(ring, x, keys, np.repeat(begins, n), row, slots, k)
+    found.work += work
+    unsure = rounding(ring, x[None], [memory])[0]
+    missing = (limit > -np.inf) & ~(limit + unsure < found.scores[:, -1])
+    doubtful = np.flatnonzero(missing | np.isinf(unsure))
+    if len(doubtful):
+        forbid = None if forbidden is None else lambda which, at: forbidden(which, doubtful[at])
+        again = dense(ring, x[doubtful][None], [memory], k, forbid)
+        found.scores[doubtful], found.ids[doubtful] = again.scores, again.ids
+        found.work += again.work
+    return found
+
+
+def anywhere(ring: Ring, queries: Tensor, memories: list[Memory], k: int) -> Found:
+    """As :func:`dense`, on whatever device the memory is; rounded as that device rounds products of matrices.
+
+    Shapes:
+        queries: ``[m, q, d]``
+    """
+    _, q, d = queries.shape
+    parts = []
+    for x, (row, head) in zip(queries, memories, strict=True):
+        index, first = ring.index[row], int(ring.first[row])
+        scores = x.to(ring.device) @ ring.keys[row, head].float().T + 0.0
+        bits = scores.view(torch.int32)
+        order = ~(bits ^ ((bits >> 31) & (2**31 - 1))).long() << 32 | (index - first).clamp(min=0)
+        order[(index < 0) | ~scores.isfinite()] = int(NOTHING)
+        top = order.topk(min(k, ring.capacity), largest=False).values.cpu().numpy()
+        best, age = unpacked(top)
+        short = ((0, 0), (0, k - top.shape[1]))
+        best = np.pad(best, short, constant_values=-np.inf)
+        ids = np.pad(np.where(age < 0, -1, age + first), short, constant_values=-1)
+        n = int(ring.live[row])
+        parts.append(Found(best, ids, Work(2 * d * q * n, 4 * d * (q + n) + 4 * q * n, 4 * q * n)))
+    return joined(parts, k)
