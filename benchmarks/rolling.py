@@ -28,8 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.retrieval import stream
 from experiments.training import tune_allocator
-from retrieval.rolling.memory import Backend, RollingMemory
+from retrieval import RollingMemory
+from retrieval.rolling.memory import Backend
 from retrieval.runtime import faiss
 
 ROWS, NEW, D, K = 8, 512, 64, 32
@@ -38,7 +40,6 @@ SIZES = (512, 2048, 8192, 32768)
 PEER_SIZES = (512, 2048, 8192)
 # Given a number of positions and a seed, keys of all rows.
 Draw = Callable[[int, int], Tensor]
-VOCABULARY, DEPTH, FADING = 4000, 8, 0.7
 
 
 def random(n: int, seed: int) -> Tensor:
@@ -50,20 +51,13 @@ def random(n: int, seed: int) -> Tensor:
     return F.normalize(torch.randn(ROWS, n, D, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def stream(n: int, seed: int) -> Tensor:
-    """Keys of ``n`` positions of rows of text: tokens by Zipf's law, a key the fading sum of the last tokens' vectors.
+def text(n: int, seed: int) -> Tensor:
+    """Rows of a text-like stream.
 
     Shapes:
         result: ``[rows, n, d]``
     """
-    vectors = torch.randn(VOCABULARY, D, generator=torch.Generator().manual_seed(0))
-    chances = 1 / torch.arange(1, VOCABULARY + 1).float()
-    draw = torch.Generator().manual_seed(seed)
-    tokens = torch.multinomial(chances.expand(ROWS, -1), n + DEPTH, replacement=True, generator=draw)
-    keys = torch.zeros(ROWS, n, D)
-    for age in range(DEPTH):
-        keys += FADING**age * vectors[tokens[:, DEPTH - age : DEPTH - age + n]]
-    return F.normalize(keys, dim=-1)
+    return torch.stack([stream(n, D, seed * ROWS + row, vocabulary=4000) for row in range(ROWS)])
 
 
 class Ours:
@@ -158,7 +152,7 @@ def race(contestants: dict[str, Any], repeats: int, draw: Draw) -> tuple[dict[st
 def steps(repeats: int) -> Iterator[dict[str, Any]]:
     """Queries a second of a whole step, by backend, at each size."""
     backends: tuple[Backend, ...] = ("dense", "exact", "ivf")
-    cases: list[tuple[str, Draw, int]] = [("text", stream, size) for size in SIZES]
+    cases: list[tuple[str, Draw, int]] = [("text", text, size) for size in SIZES]
     for kind, draw, size in [*cases, ("random", random, 2048)]:
         keys = draw(size, 1)
         contestants: dict[str, Any] = {name: Ours(name, size, keys) for name in backends}
@@ -201,12 +195,12 @@ def plain(queries: Tensor, keys: Tensor) -> Tensor:
 def decoding(repeats: int) -> Iterator[dict[str, Any]]:
     """Queries a second of a search alone, one query for each of 8 rows and 4 heads."""
     for size in SIZES:
-        keys = stream(size, 1)[:, None].repeat(1, 4, 1, 1)
+        keys = text(size, 1)[:, None].repeat(1, 4, 1, 1)
         backends: tuple[Backend, ...] = ("dense", "exact", "ivf")
         memories = {name: RollingMemory(ROWS, 4, size, D, D, backend=name) for name in backends}
         for memory in memories.values():
             memory.add(keys, keys)
-        queries = stream(4, 2)[:, :, None]
+        queries = text(4, 2)[:, :, None]
         calls: dict[str, Callable[[], Any]] = {
             name: partial(memory.search, queries, K) for name, memory in memories.items()
         }

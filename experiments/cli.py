@@ -11,9 +11,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from experiments.commands import bill, compare, corpus, fit, report, sweep, tune
+from experiments.commands import bill, compare, corpus, fit, report, store, sweep, tune
 
 DEBUG = "MNEMOGRAPH_DEBUG"
 COMMANDS = {
@@ -24,6 +25,7 @@ COMMANDS = {
     "tune": tune,
     "fit": fit,
     "sweep": sweep,
+    "store": store,
 }
 OURS = {"experiments", "gnn", "mann", "retrieval"}
 WELCOME = """\
@@ -35,7 +37,7 @@ Begin with
   mnemograph compare --quick    a first answer in a few minutes
   mnemograph compare --plan     what the whole comparison would run, and for how long
 
-mnemograph COMMAND --help says more about each."""
+mnemograph COMMAND --help says more about each, mnemograph --version which one this is."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or given[0] in ("help", "-h", "--help"):
         print(_welcome())
+        return 0
+    if given[0] == "--version":
+        print(f"mnemograph {_version()}")
         return 0
     _check_command(given[0])
     # What `fit` takes is read by jsonargparse, from the constructors.
@@ -96,6 +101,13 @@ def _told(error: Exception, command: str) -> int:
 def _welcome() -> str:
     lines = [f"  mnemograph {name:<8}  {module.SUMMARY}" for name, module in COMMANDS.items()]
     return WELCOME.format(commands="\n".join(lines))
+
+
+def _version() -> str:
+    try:
+        return version("mnemograph")
+    except PackageNotFoundError:
+        return "(not installed: its folder is used as it is)"
 
 
 def _check_command(word: str) -> None:

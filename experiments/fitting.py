@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import math
 import os
@@ -18,6 +19,7 @@ from torch import Tensor
 from experiments.data import CodeCorpus, TextCorpus
 from experiments.data.module import WindowData
 from experiments.errors import RunError
+from experiments.mistyped import told
 from mann import LanguageModule
 from mann.optim import ROLES
 
@@ -69,6 +71,16 @@ class ValidatedModule(LanguageModule):
         nats = float(self._nats)
         self.log("valid/nats_per_token", nats / self._targets, batch_size=1)
         self.log("valid/bits_per_byte", nats / math.log(2) / self._bytes, batch_size=1)
+
+
+def steps_of_training(data: CorpusData) -> int:
+    """Optimizer steps: what ``--help`` names as the source of ``model.total_steps``."""
+    return data.steps
+
+
+def tokens_of_corpus(data: CorpusData) -> int:
+    """Size of the vocabulary."""
+    return data.corpus.vocab_size
 
 
 class RunFolder(SaveConfigCallback):
@@ -130,15 +142,18 @@ class FitCommand(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Lightning's hook for defaults and links."""
         parser.set_defaults(DEFAULTS)
-        parser.link_arguments(
-            "data", "model.total_steps", compute_fn=lambda data: data.steps, apply_on="instantiate"
-        )
-        parser.link_arguments(
-            "data",
-            "model.network.init_args.vocab_size",
-            compute_fn=lambda data: data.corpus.vocab_size,
-            apply_on="instantiate",
-        )
+        for target, found in (
+            ("model.total_steps", steps_of_training),
+            ("model.network.init_args.vocab_size", tokens_of_corpus),
+        ):
+            parser.link_arguments("data", target, compute_fn=found, apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's hook: what is wrong is said in one line."""
+        try:
+            super().parse_arguments(parser, args)
+        except argparse.ArgumentError as error:
+            raise RunError(f"{told(str(error), parser)} (see {parser.prog} --help)") from error
 
     def before_instantiate_classes(self) -> None:
         """Lightning's hook: choose the folder, for what is written by the trainer and by W&B."""

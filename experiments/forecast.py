@@ -15,6 +15,7 @@ FLOPS_PER_SECOND = 8e10
 # Evaluation and preparing; looking neighbours up for them as well, where there is a store.
 SECONDS_PER_RUN = 5.0
 SECONDS_PER_STORE = 15.0
+DAY, YEAR = 86_400, 31_557_600
 
 
 class Forecast:
@@ -71,12 +72,16 @@ class Forecast:
 
 
 def duration(seconds: float) -> str:
-    """For people: ``40 s``, ``12 min``, ``3.5 h``; no more digits than a forecast deserves."""
+    """For people: ``40 s``, ``12 min``, ``3.5 h``, ``9 days``; no more digits than a forecast deserves."""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 3 * DAY:
+        return f"{seconds / 3600:.1f} h"
+    if seconds < 2 * YEAR:
+        return f"{seconds / DAY:.0f} days"
+    return f"{seconds / YEAR:.0f} years" if seconds < 1000 * YEAR else "more than 1000 years"
 
 
 def _assumed(regime: str, budget: float) -> float:

@@ -57,6 +57,7 @@ class Board:
         self.total = len(runs) + done
         self.done = done
         self.failed = 0
+        self.begun = False
         self.workers = workers
         self.forecast = forecast
         self.running: dict[int, _Task] = {}
@@ -68,6 +69,7 @@ class Board:
         """Learn what happened; the answer is a line for the log, where there is something to say."""
         match event:
             case Started(worker, run):
+                self.begun = True
                 self.waiting = [other for other in self.waiting if other is not run]
                 self.running[worker] = _Task(run, self.clock())
             case Advanced(worker, run, stage, share):
@@ -99,7 +101,11 @@ class Board:
         basis = f"going by {measured} finished run{'s' * (measured > 1)}" if measured else "a first guess"
         failed = f", {self.failed} failed" if self.failed else ""
         rest = f"about {duration(left)} left ({basis})" if self.waiting or self.running else "done"
-        return f"{self.done} of {self.total} runs{failed}, {duration(now - self.begin)} gone, {rest}"
+        # Seconds on an idle machine, minutes on a busy one: what nobody explains looks stuck.
+        starting = "" if self.begun else "; processes are starting, each loads torch and the study first"
+        return (
+            f"{self.done} of {self.total} runs{failed}, {duration(now - self.begin)} gone, {rest}{starting}"
+        )
 
     def _end(self, worker: int, run: Run) -> None:
         # The worker may have begun its next run already.
@@ -129,7 +135,7 @@ class Display(AbstractContextManager["Display"]):
             doing = "; ".join(
                 f"{task.run.label()}: {task.stage} {task.share:.0%}" for task in self.board.running.values()
             )
-            self._print(f"{self.board.headline()}. {doing}")
+            self._print(f"{self.board.headline()}. {doing}".rstrip())
 
     def _print(self, line: str) -> None:
         self._last = self.board.clock()

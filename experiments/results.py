@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
@@ -99,6 +100,15 @@ class Results:
                 f"{revision}): {remedy}"
             )
 
+    def look(self) -> None:
+        """Read what is there, and refuse what opening would refuse, without opening anything.
+
+        Raises:
+            ResultsError: If there are results of something else.
+        """
+        self.rows, self.notes = read_rows(self.folder)
+        self._check()
+
     def append(self, rows: Sequence[Row]) -> None:
         """Add the rows of one run; they are on the disk when this returns.
 
@@ -194,6 +204,19 @@ def claim(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ResultsError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
+
+
+def claimable(folder: Path) -> None:
+    """What :func:`claim` would find out, without making a folder.
+
+    Raises:
+        ResultsError: If results cannot be written there.
+    """
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ResultsError(f"cannot write to {folder} ({above} is a file): give another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ResultsError(f"cannot write to {folder} ({os.strerror(errno.EACCES)}): give another --out")
 
 
 def conflicts(rows: Iterable[Row], planned: Mapping[tuple[Any, ...], str]) -> list[Row]:

@@ -16,7 +16,7 @@ from experiments import studies
 from experiments.arms import ARMS, NO_STORE, SAME_TOKENS, WHOLE_CORPUS, Arm, arm_named
 from experiments.definition import definition
 from experiments.derived import DERIVED
-from experiments.errors import RunError
+from experiments.errors import RunError, own_line, told
 from experiments.frontier import DENSE
 from experiments.run import DEFAULTS, Run
 from experiments.studies import study_names
@@ -339,7 +339,22 @@ def _module_at(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
-    module = importlib.import_module(path.stem)
+    try:
+        module = importlib.import_module(path.stem)
+    except RunError:
+        raise
+    except Exception as error:
+        raise RunError(_fault(path, error)) from error
     if module.__file__ is None or Path(module.__file__).resolve() != path.resolve():
         raise RunError(f"{path} is hidden by another module named {path.stem!r}: rename the file")
     return module
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """What is wrong with a study's file, and in which line."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or path}, line {error.lineno}: {error.msg}. Correct it there"
+    line = own_line(error) or str(path)
+    if isinstance(error, ModuleNotFoundError):
+        return f"{line}: there is no module {error.name!r}. Install it, or correct the import"
+    return f"{line}: {told(error)}. Correct it there"

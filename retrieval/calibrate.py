@@ -21,6 +21,8 @@ _NPROBE = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _EF = (16, 32, 64, 128, 256, 512)
 # Timed so often, and the median taken.
 _REPEATS = 5
+# Looking at twice as much has to find at least so much more of the neighbours.
+_GAIN = 0.005
 _QUERIES = 256
 
 
@@ -128,8 +130,9 @@ def calibrate(
     """Measure indexes on some keys and choose the fastest that reaches a recall.
 
     Each kind is built once; where it has lists or candidates to visit, their number is doubled until the target is
-    reached. Recall is by score: a hit counts if it is no farther than the true ``k``-th neighbour, because of
-    equally near entries any will do. Times are medians of five batches, on as many threads as are set.
+    reached or it no longer helps. Recall is by score: a hit counts if it is no farther than the true ``k``-th
+    neighbour, because of equally near entries any will do. Times are medians of five batches, on as many threads as
+    are set.
 
     Args:
         keys: What will be stored, or a part of it that is as large as the store will be.
@@ -190,9 +193,13 @@ def calibrate(
         except (ValueError, NotImplementedError) as error:
             skipped.append(f"{factory} was not tried: {error}")
             continue
-        for index.nprobe, index.ef in _settings(factory, n):
-            if measure(index).recall >= recall:
+        before = -1.0
+        for index.nprobe, index.ef in _settings(factory):
+            found = measure(index).recall
+            # Codes lose what no longer list brings back.
+            if found >= recall or found - before < _GAIN:
                 break
+            before = found
     good = [trial for trial in trials if trial.recall >= recall]
     chosen = min(good, key=lambda trial: trial.seconds_per_query)
     return Calibration(n, d, k, batch, recall, metric, tuple(trials), chosen, tuple(skipped))
@@ -213,7 +220,7 @@ def candidates(n: int, d: int) -> list[str]:
     return found + (["HNSW16"] if n <= 200_000 else [])
 
 
-def _settings(factory: str, n: int) -> Iterator[tuple[int, int]]:
+def _settings(factory: str) -> Iterator[tuple[int, int]]:
     """Numbers of lists and of candidates to try, the cheapest first."""
     if "IVF" in factory or "IMI" in factory:
         yield from ((nprobe, 64) for nprobe in _NPROBE)

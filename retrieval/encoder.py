@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,8 +12,16 @@ from jaxtyping import Float, Int, Integer, UInt8
 
 from retrieval.passages import Passages
 from retrieval.runtime import threads
+from retrieval.snapshot import SnapshotError, open_snapshot, writing_snapshot
+from retrieval.stored import mapped
 
 __all__ = ["ContextEncoder"]
+
+_KIND, _VERSION = "context encoder", 1
+# What an encoder is beside its arrays.
+_KEPT = ("vocab_size", "depth", "decay", "blend", "rank", "seed", "flops", "bytes", "fingerprint")
+_ARRAYS = {"weights": "weights", "counts": "counts", "vectors": "vectors", "codebook": "codebook"}
+_ARRAYS |= {"_row": "rows", "_table": "similarities"}
 
 # Dimensions of what one code stands for.
 PART = 8
@@ -183,6 +193,54 @@ class ContextEncoder:
         self.bytes["tokens"] += (passes + 1) * (2 * vectors.nbytes + 4 * 16 * len(vectors))
         return code, book, vectors
 
+    def save(self, path: str | Path) -> None:
+        """Write it into a folder, whole or not at all; what is there is replaced.
+
+        Args:
+            path: The folder.
+        """
+        places = [(at, place) for at, tables in enumerate(self._bytes) for place in tables]
+        arrays = {name: getattr(self, attribute) for attribute, name in _ARRAYS.items()}
+        arrays["sketches"] = np.concatenate(self._sketches, axis=1)
+        arrays["codes"] = np.stack([self._bytes[at][place] for at, place in places])
+        about = {name: getattr(self, name) for name in _KEPT} | {
+            "places": places,
+            "widths": [table.shape[1] for table in self._sketches],
+        }
+        with writing_snapshot(path, _KIND, _VERSION, about) as folder:
+            for name, array in arrays.items():
+                content = io.BytesIO()  # numpy's own writing to a file may lose its end on a full disk
+                np.save(content, array, allow_pickle=False)
+                (folder / f"{name}.npy").write_bytes(content.getbuffer())
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> ContextEncoder:
+        """Read what :meth:`save` wrote: what it makes is the same to the last bit.
+
+        Args:
+            path: The folder.
+            verify: Whether to compare checksums; lengths are always compared.
+
+        Raises:
+            SnapshotError: If it is missing, damaged, foreign or of a newer format.
+        """
+        path = Path(path)
+        about = open_snapshot(path, _KIND, _VERSION, verify=verify)
+        encoder = cls.__new__(cls)
+        # Copied: PyTorch, which looks up in some of them, warns of maps that cannot be written.
+        arrays = {name: np.array(mapped(path, name)) for name in [*_ARRAYS.values(), "sketches", "codes"]}
+        vars(encoder).update({attribute: arrays[name] for attribute, name in _ARRAYS.items()})
+        try:
+            vars(encoder).update({name: about[name] for name in _KEPT})
+            widths, places = about["widths"], about["places"]
+        except KeyError as missing:
+            raise SnapshotError(f"{path} does not say its {missing}: delete it and build it again") from None
+        encoder._sketches = np.split(arrays["sketches"], np.cumsum(widths)[:-1], axis=1)
+        encoder._bytes = [{} for _ in range(1 + max(at for at, _ in places))]
+        for (at, place), table in zip(places, arrays["codes"], strict=True):
+            encoder._bytes[at][place] = table
+        return encoder
+
     @property
     def n_codes(self) -> int:
         """4-bit codes of a stored context."""
@@ -204,6 +262,15 @@ class ContextEncoder:
             for place, table in parts.items():
                 found[:, at] |= table[context[:, place]]
         return found
+
+    def keys(self, context: Int[np.ndarray, "n depth"]) -> Float[np.ndarray, "n dimensions"]:
+        """Stored contexts as vectors, for an index of vectors: what their :meth:`codes` stand for.
+
+        Their inner product with the :meth:`sketch` of a query approximates :math:`k`.
+        """
+        packed = self.codes(context)
+        codes = np.stack([packed & 15, packed >> 4], axis=2).reshape(len(packed), -1)[:, : self.n_codes]
+        return self.codebook[np.arange(self.n_codes), codes].reshape(len(packed), -1)
 
     def rows(self, tokens: Integer[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """Rows of the table of similarities; a negative token, none, has a row of its own."""

@@ -44,6 +44,7 @@ class Index:
         metric: ``"ip"`` (inner product) or ``"l2"`` (squared distance).
         nprobe: Inverted lists to visit in a search, where there are any.
         ef: Candidates kept by a search in an HNSW graph, one that chooses inverted lists included.
+        k_factor: Candidates for each neighbour wanted, where they are scored again (``RFlat``, ``Refine(SQ8)``).
 
     Attributes:
         work: What training and adding have cost, under ``"train"`` and ``"add"``.
@@ -58,13 +59,16 @@ class Index:
     # others, and a result must not depend on what else is in the batch.
     block = 32
 
-    def __init__(self, factory: str, metric: Metric = "ip", *, nprobe: int = 8, ef: int = 64) -> None:
+    def __init__(
+        self, factory: str, metric: Metric = "ip", *, nprobe: int = 8, ef: int = 64, k_factor: int = 8
+    ) -> None:
         if metric not in ("ip", "l2"):
             raise ValueError(f"metric must be 'ip' or 'l2', got {metric!r}")
         self.factory = factory
         self.metric: Metric = metric
         self.nprobe = nprobe
         self.ef = ef
+        self.k_factor = k_factor
         self.work: dict[str, Work] = {}
         self.seconds = 0.0
         self._index: Any = None
@@ -168,6 +172,7 @@ class Index:
             "metric": self.metric,
             "nprobe": self.nprobe,
             "ef": self.ef,
+            "k_factor": self.k_factor,
             "dimensions": self._index.d,
             "vectors": len(self),
             "seconds": self.seconds,
@@ -200,7 +205,8 @@ class Index:
         about = open_snapshot(path, _KIND, _VERSION, verify=verify)
         flags = faiss.IO_FLAG_MMAP_IFC if mmap else 0
         try:
-            index = cls(about["factory"], about["metric"], nprobe=about["nprobe"], ef=about["ef"])
+            settings = {name: about[name] for name in ("nprobe", "ef", "k_factor")}
+            index = cls(about["factory"], about["metric"], **settings)
             index._index = faiss.read_index(str(Path(path) / _FILE), flags)
             refuse_unpriced(index._index)
             index.work = {kind: Work(**work) for kind, work in about["work"].items()}
@@ -305,7 +311,7 @@ class Index:
         return [np.concatenate(column)[:n] for column in zip(*parts, strict=True)]
 
     def _refined(self, index: Any, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
-        short = min(index.ntotal, int(k * index.k_factor))
+        short = min(index.ntotal, k * self.k_factor)
         _, ids, work = self._search(index.base_index, x, short)
         ids = np.ascontiguousarray(ids)
         scores = self._rescore(unwrap(index.refine_index), x, ids)

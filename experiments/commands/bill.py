@@ -16,9 +16,12 @@ EXAMPLES = """\
     --input 1000x64 'int64 2x8000 <1000' --read
   mnemograph bill transformers.GPT2LMHeadModel --init n_layer=4 --batch 1 --time 512
   mnemograph bill path/to/model_with_config_json --read
-  mnemograph bill last.ckpt --class my.Module --input 'tokens=int64 8x256 <2048' 'targets=int64 8x256 <2048'"""
+  mnemograph bill last.ckpt --class my.Module --input 'tokens=int64 8x256 <2048' 'targets=int64 8x256 <2048'
+  mnemograph bill last.ckpt --class my.Module --input 32x64 32x1    a batch (x, y): one --input, a shape for each"""
 
 
+# Operators that move less than this share of all bytes share a row, unless --all is given.
+FEW_BYTES = 0.005
 # Told beside the numbers, in the table and in JSON.
 CONVENTIONS = {
     "flops": "every arithmetic operation; a multiply-add is two",
@@ -51,7 +54,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--init", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of its constructor"
     )
     models.add_argument(
-        "--input", nargs="+", default=[], metavar="SPEC", help="4x128x64, 'int64 8x128 <2048', or x=4x128x64"
+        "--input",
+        nargs="+",
+        default=[],
+        metavar="SPEC",
+        help="4x128x64, 'int64 8x128 <2048', or x=4x128x64; several are a tuple, with names a dictionary",
     )
     models.add_argument("--class", dest="class_path", metavar="CLASS", help="the class of a checkpoint")
     models.add_argument(
@@ -61,9 +68,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="meta: predict, at no memory (default); cpu: take the step",
     )
     step = parser.add_mutually_exclusive_group()
-    step.add_argument("--train", action="store_true", help="bill a training step, with AdamW (default)")
+    step.add_argument("--train", action="store_true", help="bill a training step, with fused AdamW (default)")
     step.add_argument("--read", action="store_true", help="bill the forward alone")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--all", action="store_true", help="a row for every operator, however small")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables: everything")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -105,6 +113,8 @@ def _bill_arm(name: str, arguments: argparse.Namespace, given: dict[str, int]) -
             raise RunError(
                 f"--{option} is for models that are no arms; {name} takes --width, --layers and --heads"
             )
+    if arguments.device != "meta":
+        raise RunError(f"--device is for models that are no arms; {name} is predicted: leave it out")
     width, vocab = given.pop("width", 64), given.pop("vocab_size", 2048)
     bill = step_bill(arm, vocab, width, given, train=not arguments.read)
     chosen = {**DEFAULTS, **arm.settings, **given}
@@ -124,6 +134,8 @@ def _bill_arm(name: str, arguments: argparse.Namespace, given: dict[str, int]) -
 
 
 def _bill_model(name: str, arguments: argparse.Namespace, given: dict[str, int]) -> int:
+    import torch
+
     from experiments.commands.target import CLASS, Target, find_target, read_input
     from experiments.errors import RunError
     from experiments.ledger import Machine
@@ -134,6 +146,8 @@ def _bill_model(name: str, arguments: argparse.Namespace, given: dict[str, int])
             raise RunError(
                 f"--{option} is for arms; {name} takes what its constructor takes, as --init name=value"
             )
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: torch sees no CUDA device here; leave it out, or type --device cpu")
     target: Target = find_target(name, arguments.init, arguments.class_path)
     specs = list(arguments.input)
     if not specs and target.vocab_size is not None:
@@ -157,23 +171,57 @@ def _bill_model(name: str, arguments: argparse.Namespace, given: dict[str, int])
 
 
 def _predicted(target: Any, batch: Any, device: str, *, train: bool, machine: Any = None) -> Any:
-    from torch.optim import AdamW
-
     from experiments.errors import RunError
     from experiments.ledger import NotPredictable, UnpricedOperator, predict
 
-    optimizer = None if target.trains_itself else AdamW
+    def build() -> Any:
+        model = target.build()
+        lacking = _lacking(model, train=train)
+        if lacking:
+            raise RunError(f"{target.name} {lacking}")
+        return model
+
+    optimizer = None if target.trains_itself else _fused_adamw
     try:
-        return predict(target.build, batch, train=train, optimizer=optimizer, device=device, machine=machine)
+        return predict(build, batch, train=train, optimizer=optimizer, device=device, machine=machine)
     except NotPredictable as error:
         told = str(error).split(": take the step")[0]
         raise RunError(f"{told}: add --device cpu, which takes the step") from error
     except (RunError, UnpricedOperator):
         raise
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{target.name} fails on this --input: {(str(error) or repr(error)).splitlines()[0]}"
-        ) from error
+        told = (str(error) or repr(error)).splitlines()[0].replace("use train=False", "add --read")
+        if "unpack" in told:
+            told += "; a batch (x, y) is written --input 32x64 32x1, a shape for each part"
+        raise RunError(f"{target.name} fails on this --input: {told}") from error
+
+
+def _fused_adamw(parameters: Any) -> Any:
+    """The one that arms are billed with, where torch has it: complex numbers it leaves to the other."""
+    from torch.optim import AdamW
+
+    parameters = list(parameters)
+    return AdamW(parameters, fused=all(one.is_floating_point() for one in parameters))
+
+
+def _lacking(model: Any, *, train: bool) -> str | None:
+    """What a model would need for such a step, and what to type instead."""
+    from lightning import LightningModule
+    from torch import nn
+
+    made, itself = type(model), isinstance(model, LightningModule)
+    if train and itself:
+        unwritten = made.training_step is LightningModule.training_step
+        told = "has no training_step: give the class one, or add --read, which bills its forward alone"
+        return told if unwritten else None
+    if made.forward is LightningModule.forward:
+        return "has no forward, which --read bills: leave --read out, which bills its training_step"
+    # What torch puts in the place of a forward that nobody wrote.
+    if made.forward is nn.Module.forward:
+        return "has no forward, so nothing can be billed, with --read or without: give the class one"
+    if train and next(model.parameters(), None) is None:
+        return "has no parameters to train: add --read, which bills its forward alone"
+    return None
 
 
 def _tokens(batch: Any) -> int | None:
@@ -200,10 +248,14 @@ def _tell(
         measured = {} if machine is None else {"machine": machine.to_dict()}
         print(json.dumps({"about": about, **measured, **bill.to_dict()}, indent=1))
         return
-    print(f"{heading}\n\n{bill}\n")
-    print(
-        f"Every arithmetic operation counts; {bill.matmul_flops:,} of them are in matrix products and attention."
-    )
+    table = bill.table(0.0 if arguments.all else FEW_BYTES)
+    print(f"{heading}\n\n{table}\n")
+    if "... and " in table:
+        print("Operators of little work are in one row; --all shows each.")
+    # Arms spell attention out; so may other models, but nobody knows of which products.
+    attention = "search" in about or any("attention" in name for name in bill.by_operator)
+    products = "matrix products and attention" if attention else "matrix products"
+    print(f"Every arithmetic operation counts; {bill.matmul_flops:,} of them are in {products}.")
     if bill.flops != forward:
         print(f"Forward, backward and optimizer together; the forward alone is {forward:,} FLOPs.")
     if tokens is not None:
@@ -211,7 +263,8 @@ def _tell(
     if machine is not None:
         told = "" if machine.joules is None else f", {machine.joules:.3g} joules of the whole machine"
         print(f"Unwatched, the step takes {machine.seconds:.3g} seconds here{told}.")
-    print(f"{CONVENTIONS['attention']}.")
+    if attention:
+        print(f"{CONVENTIONS['attention']}.")
     if bill.upper_bound:
         print(
             "This bill is an upper bound; with --device cpu the mask has values, and pairs it hides are left out."

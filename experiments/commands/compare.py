@@ -23,6 +23,7 @@ SUMMARY = "compare memory arms with dense transformers at equal, fully counted c
 EXAMPLES = """\
   mnemograph compare --quick                 a first answer in a few minutes
   mnemograph compare --arms ngram graph --budgets 1e12 --seeds 3 --data my_texts/
+  mnemograph compare mine.py                 a study of your own, an arm of your own: docs/studies.md shows one
 
 Runs that have finished are never repeated: stop with Ctrl-C and give the same command again to continue."""
 
@@ -47,13 +48,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
-    from experiments.results import claim
+    from experiments.results import claim, claimable
 
     name = Path(arguments.study).stem + ("-quick" if arguments.quick else "")
     out = arguments.out or Path("runs") / name
     existed = out.exists()
-    if not arguments.plan:
-        claim(out)  # before the seconds that loading takes
+    (claimable if arguments.plan else claim)(out)  # before the seconds that loading takes
     try:
         return _run(out, arguments)
     finally:
@@ -63,26 +63,56 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(out: Path, arguments: argparse.Namespace) -> int:
-    from experiments.compare import cost
-    from experiments.results import finished, read_rows
     from experiments.scheduler import available_cores
 
     study = chosen_study(arguments, quick=arguments.quick, seeds=arguments.seeds)
     runs = study.plan()
     workers = arguments.workers or available_cores()
-    if arguments.plan:
-        for planned in runs:
-            print(f"  {planned.label()}")
-        print(f"{study.name}: {study.question}")
-        rows = read_rows(out)[0] if out.is_dir() else []
-        there = finished(rows)
-        corpora = {row.get("corpus", "") for row in rows}
-        pending = [planned for planned in runs if not any(planned.key(corpus) in there for corpus in corpora)]
-        if len(pending) < len(runs):
-            print(f"{len(runs) - len(pending)} of {len(runs)} runs have finished before.")
-        print(cost(pending, rows, workers))
-        return 0
-    return _compare(study, runs, out, workers, arguments)
+    return (_plan if arguments.plan else _compare)(study, runs, out, workers, arguments)
+
+
+def _plan(study: Study, runs: list[Run], out: Path, workers: int, arguments: argparse.Namespace) -> int:
+    """Say what would run, after the same checks, and leave everything as it is."""
+    from experiments.compare import cost
+    from experiments.data.corpus import cache_root
+    from experiments.results import Results
+    from experiments.workspace import Workspace
+
+    corpus = load_corpus(study.data)
+    check_plan(study, runs, corpus)
+    results = Results(out, corpus.fingerprint, study.name)
+    if not arguments.fresh:
+        results.look()
+        revision = Workspace(study.data, out, cache_root().parent).revision
+        _check(results, runs, revision, arguments.allow_mixed)
+    for planned in runs:
+        print(f"  {planned.label()}")
+    print(f"{study.name}: {study.question}")
+    pending = [planned for planned in runs if planned.key(corpus.fingerprint) not in results.finished]
+    if len(pending) < len(runs):
+        print(f"{len(runs) - len(pending)} of {len(runs)} runs have finished before.")
+    print(cost(pending, results.rows, workers))
+    return 0
+
+
+def check_plan(study: Study, runs: list[Run], corpus: Any) -> None:
+    """Find out before anything is trained, or set aside, what sizes, text and arms make impossible.
+
+    Args:
+        study: Whose arms run.
+        runs: What is planned.
+        corpus: What they would train on.
+
+    Raises:
+        RunError: Naming the run or the arm, and what to change.
+        CorpusError: If a split is shorter than a window.
+    """
+    from experiments.causality import check_causality
+    from experiments.step import check_sizes
+
+    check_sizes(runs, study.arm_table, corpus)
+    for note in check_causality(runs, study.arm_table, corpus):
+        print(f"Note: {note}", file=sys.stderr)
 
 
 def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: argparse.Namespace) -> int:
@@ -93,7 +123,6 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
     from experiments.frontier.checks import diverged
     from experiments.results import Results
     from experiments.run import execute
-    from experiments.step import check_sizes
     from experiments.study import StudyWorkspace, named_study
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -103,7 +132,7 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
     cache = cache_root().parent
     workspace = StudyWorkspace(study.data, out.resolve(), cache, arguments.wandb, study.arm_table, name)
     corpus = load_corpus(study.data)
-    check_sizes(runs, study.arm_table, corpus)  # before earlier results are set aside
+    check_plan(study, runs, corpus)
     with Results(out, corpus.fingerprint, study.name, fresh=arguments.fresh) as results:
         for note in results.notes:
             print(f"Note: {note}", file=sys.stderr)

@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from experiments.errors import RunError
     from experiments.fitting import CONFIG, FitCommand
     from experiments.ledger import LedgerCallback
+    from experiments.mistyped import reason
 
     # Lightning warns when it is given arguments and finds others there.
     line, sys.argv = sys.argv, sys.argv[:1]
@@ -43,10 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             exit_on_error=False,
         )
-    except argparse.ArgumentError as error:
-        raise RunError(f"{' '.join(str(error).split())} (see mnemograph fit --help)") from error
+    except RunError:
+        raise
     except ValueError as error:  # what a constructor says of its arguments
-        raise RunError(" ".join(str(error).split())) from error
+        raise RunError(reason(str(error))) from error
     finally:
         sys.argv = line
     callbacks: list[Any] = vars(command.trainer)["callbacks"]

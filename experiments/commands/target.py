@@ -21,6 +21,8 @@ from torch import nn
 from experiments.errors import RunError
 
 CLASS = "mnemograph bill torch.nn.TransformerEncoderLayer --init d_model=64 nhead=4 --input 4x128x64"
+# What holds weights and not what is computed with them.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".npz")
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,16 @@ def _of_checkpoint(path: Path, init: Sequence[str], class_path: str | None) -> T
 
 def _of_folder(folder: Path, path: Path) -> Target:
     config = folder / "config.json"
+    if path.is_file() and path.suffix not in WEIGHTS and path != config:
+        inside = f"; a class in it is written {path.stem}.Model" if path.suffix == ".py" else ""
+        raise RunError(
+            f"{path} is no model{inside}: give an arm, a class, a .ckpt of Lightning, or a folder of Hugging Face, "
+            f"such as {CLASS}"
+        )
+    if path.is_dir() and not config.exists():
+        raise RunError(
+            f"{path} is no model: a folder of Hugging Face has a config.json. Or name a class: {CLASS}"
+        )
     if not config.exists():
         raise RunError(
             f"{path} tells shapes of weights, not what is computed with them, and there is no {config}: "
@@ -212,6 +224,8 @@ def _tensor(text: str, spec: str, device: str) -> torch.Tensor:
             f"--input {spec!r}: write 4x128x64, or 'int64 8x128 <2048', or 'tokens=int64 8x128 <2048'"
         )
     shape = [int(size) for size in words[0].split("x") if size]
+    if 0 in shape:
+        raise RunError(f"--input {spec!r} is empty: every size must be at least 1, such as 4x128x64")
     if device == "meta" or dtype.is_floating_point:
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.randint(0, bound, shape, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -46,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
+    from experiments.causality import check_causality
     from experiments.commands.compare import load_corpus
     from experiments.data.corpus import cache_root
     from experiments.results import Results, claim
@@ -60,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     name, cache = named_study(arguments.study), cache_root().parent
     workspace = StudyWorkspace(study.data, out.resolve(), cache, arms=study.arm_table, study=name)
     corpus = load_corpus(study.data)
+    for note in check_causality(study.plan(), study.arm_table, corpus):
+        print(f"Note: {note}", file=sys.stderr)
     with Results(out, corpus.fingerprint, "tuning", fresh=arguments.fresh) as results:
         results.check_revision(
             workspace.revision, "give another --out, or --fresh to set them aside and begin anew"

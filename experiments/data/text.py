@@ -34,6 +34,7 @@ LARGEST_SHARE = (
 )
 PIECES = 100
 LEAST_BYTES = 1_000
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 LEAST_PIECE = 200
 SALT = "mnemograph text 1"
 
@@ -158,9 +159,15 @@ def _text(path: Path, content: bytes) -> str:
     try:
         return PACKED.get(path.suffix, bytes)(content).decode()
     except UnicodeDecodeError as error:
+        # Text in UTF-16 holds zero bytes too, and begins with its mark.
+        if b"\0" in content and path.suffix not in PACKED and not content.startswith(UTF16_MARKS):
+            raise CorpusError(
+                f"{path} looks binary, for it holds zero bytes; give a text file, or a folder of them"
+            ) from error
+        encoding = "utf-16" if content.startswith(UTF16_MARKS) else "latin1"
         raise CorpusError(
             f"{path} is not UTF-8 text (byte {error.start} is {content[error.start : error.start + 1]!r});"
-            f" convert it: iconv -f latin1 -t utf-8 {path.name} > {path.stem}-utf8{path.suffix}"
+            f" convert it: iconv -f {encoding} -t utf-8 {path.name} > {path.stem}-utf8{path.suffix}"
             if path.suffix not in PACKED
             else f"{path} does not hold UTF-8 text; unpack and convert it with iconv"
         ) from error

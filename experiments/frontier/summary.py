@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from experiments.frontier.cautions import cautions, is_tuned
 from experiments.frontier.cells import AXES, DENSE, FURTHER_AXES, METRIC, Cell, Row, Table, budget_key
 from experiments.frontier.corrections import correct
 from experiments.frontier.curve import Fit
@@ -41,6 +42,8 @@ def summarize(rows: Iterable[Row], *, allow_mixed: bool = False, draws: int = DR
 
         - ``study``, ``fingerprint``, ``budgets``, ``axes``, ``metric``, ``confidence``, ``seeds``, ``missing``,
           ``diverged``, ``revisions``, ``mixed``;
+        - ``tuned``: whether any trial chose a setting; ``cautions``: sentences about ``tuning``, ``widths`` and
+          ``seconds``, where there is something to hold against the numbers;
         - ``arms[NAME][BUDGET]``: the axes and ``matmul_flops`` (``multiplier``, ``low``, ``high``, ``bound``,
           ``beyond``, ``p``; on ``train_flops`` also ``p_holm``), ``bits_per_byte`` (``mean``, ``low``, ``high``,
           ``over_seeds``), ``heldout`` (mean bits per byte on sources that train has nothing of), ``control``,
@@ -86,6 +89,8 @@ def summarize(rows: Iterable[Row], *, allow_mixed: bool = False, draws: int = DR
         "seeds": sorted({seed for cell in table.cells for seed in cell.seeds}),
         "shared_seed_correlation": entries.spreads.shared,
         "missing": missing(table),
+        "tuned": is_tuned(table),
+        "cautions": cautions(table),
         "diverged": list(table.diverged),
         "revisions": list(table.revisions),
         "mixed": list(table.mixed),

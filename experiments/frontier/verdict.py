@@ -26,7 +26,8 @@ from experiments.frontier.wording import (
     interval_text,
     intervals_text,
     listed,
-    multiplier_text,
+    loss_text,
+    multiplier_words,
     needed_text,
     seeds_text,
 )
@@ -63,10 +64,10 @@ def answer(summary: Summary) -> str:
         tail = f" {listed(losers)} {_is(losers)} shown to be worse." if losers else ""
         return (
             f"{where}, none of {len(arms)} arms ({listed(list(arms))}) is shown to be better than "
-            f"tuned dense per training FLOP.{tail}"
+            f"{_reference(summary)} per training FLOP.{tail}"
         )
-    text = f"{where}, {listed(winners)} {_is(winners)} better than tuned dense per training FLOP"
-    told = [f"{name} {multiplier_text(arms[name]['train_flops'])}{_alone(arms[name])}" for name in winners]
+    text = f"{where}, {listed(winners)} {_is(winners)} better than {_reference(summary)} per training FLOP"
+    told = [f"{name} {multiplier_words(arms[name]['train_flops'])}{_alone(arms[name])}" for name in winners]
     text += f" ({'; '.join(told)})"
     judged = [name for name in winners if arms[name]["gain_over_counts"] is not None]
     if not judged:
@@ -106,6 +107,10 @@ def verdict(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def _reference(summary: Summary) -> str:
+    return "tuned dense" if summary.get("tuned", True) else "untuned dense"
+
+
 def _alone(entry: Entry) -> str:
     return ", one seed with the spread of other arms" if len(entry["seeds"]) == 1 else ""
 
@@ -114,10 +119,10 @@ def _paragraph(name: str, budget: str, entry: Entry) -> str:
     regime = "" if entry["regime"] in name else f", {entry['regime']}"
     text = (
         f"{name}{regime}, {seeds_text(entry['seeds'])}, budget {budget}: "
-        f"{interval_text(entry['bits_per_byte'])} bits per byte. "
+        f"{loss_text(entry['bits_per_byte'])} bits per byte. "
     )
     parts = [
-        f"{words} {multiplier_text(entry[axis])}, {_said(decision_on(entry, axis))}"
+        f"{words} {multiplier_words(entry[axis])}, {_said(decision_on(entry, axis))}"
         for axis, words in (AXIS_NAMES | FURTHER_AXIS_NAMES).items()
     ]
     text += f"Against tuned dense, {'; '.join(parts)}. "
@@ -127,7 +132,7 @@ def _paragraph(name: str, budget: str, entry: Entry) -> str:
         text += f"{needed_text(entry['seeds_needed'])} "
     for axis, against in _STRICTER.items():
         if decide(entry[axis], has_interval(entry)) != strict_decision(entry, axis):
-            text += f"{against} is {multiplier_text(entry[axis][STRICTER[axis]])}. "
+            text += f"{against} is {multiplier_words(entry[axis][STRICTER[axis]])}. "
     return (text + _counts(name, entry)).strip()
 
 
@@ -135,7 +140,7 @@ def _withheld(entry: Entry) -> str:
     """Why an interval on one side of 1 is not a claim."""
     if conventions_differ(entry):
         return (
-            f"Counting matrix products alone the training figure is {multiplier_text(entry['matmul_flops'])}: "
+            f"Counting matrix products alone the training figure is {multiplier_words(entry['matmul_flops'])}: "
             "the two conventions disagree, so nothing is claimed. "
         )
     return (
@@ -192,6 +197,7 @@ def _gaps(summary: Summary) -> list[str]:
     lines: list[str] = []
     if summary["missing"]:
         lines.append(f"Partial results. Not there: {'; '.join(summary['missing'])}.")
+    lines += summary["cautions"].values()
     if summary["diverged"]:
         lines.append(f"Left out because they diverged: {'; '.join(summary['diverged'])}.")
     if len(summary["revisions"]) > 1:

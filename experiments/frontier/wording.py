@@ -22,21 +22,45 @@ MANY_SEEDS = 1000
 
 
 def multiplier_text(cell: Mapping[str, Any]) -> str:
-    """``1.80x [1.62, 2.01]``; ``at least 2.31x`` or ``open`` where dense was never measured that far."""
+    """``1.80x [1.62, 2.01]``; ``open`` where dense was never measured that far.
+
+    ``beyond 3.33x [2.68, open]`` where the arm is better than every dense run measured: these end at 3.33 times what it
+    used, and 2.68 is the lower end of its interval. ``at least 3.33x`` where the whole interval lies beyond them.
+    """
     value = cell["multiplier"]
     if value is None:
         return "no number"
     text = f"{value:.2f}x"
-    if cell["beyond"] == "point":
-        text = f"{cell['bound']} {text}"
     low, high = cell["low"], cell["high"]
-    if low is None and high is None:
-        return text if cell["bound"] else f"{text} (no interval)"
     if cell["beyond"] == "point":
-        # The bound is one end already; the other end says how far the seeds let it move.
-        end = low if cell["bound"] == "at least" else high
-        return text if end is None or abs(end / value - 1) < 0.005 else f"{text} [{_end(low)}, {_end(high)}]"
+        if _sure(cell):
+            return f"{cell['bound']} {text}"
+        text = f"{'beyond' if cell['bound'] == 'at least' else 'below'} {text}"
+    if low is None and high is None and cell.get("p") is None:
+        return f"{text} (no interval)"
     return f"{text} [{_end(low)}, {_end(high)}]"
+
+
+def multiplier_words(cell: Mapping[str, Any]) -> str:
+    """The same in a sentence: ``beyond every dense run measured (at least 2.68x)``."""
+    if cell["multiplier"] is None or cell["beyond"] != "point" or _sure(cell):
+        return multiplier_text(cell)
+    above = cell["bound"] == "at least"
+    where = f"{'beyond' if above else 'short of'} every dense run measured"
+    end = cell["low"] if above else cell["high"]
+    return f"{where} (no interval)" if end is None else f"{where} ({cell['bound']} {end:.2f}x)"
+
+
+def least(cell: Mapping[str, Any]) -> float:
+    """The number that "at least" or "at most" may be said of where the point leaves the dense range."""
+    end = cell["low"] if cell["bound"] == "at least" else cell["high"]
+    return cell["multiplier"] if end is None else end
+
+
+def _sure(cell: Mapping[str, Any]) -> bool:
+    """Whether the whole interval lies where the point is: outside of what dense was measured at."""
+    end = cell["low"] if cell["bound"] == "at least" else cell["high"]
+    return end is not None and abs(end / cell["multiplier"] - 1) < 0.005
 
 
 def interval_text(value: Mapping[str, Any], digits: int = 3, sign: str = "") -> str:
@@ -84,8 +108,17 @@ def intervals_text(intervals: Mapping[str, Any]) -> str:
         return "Intervals are over seeds only, not over documents: the rows do not tell the losses of single documents."
     return (
         f"Intervals are over seeds and over the {intervals['documents']} test documents, which tell as much as "
-        f"{intervals['effective_documents']:.0f} of equal size."
+        f"{intervals['effective_documents']:.0f} of equal size; those of bits per byte are over seeds alone, for other "
+        "documents would move all arms together."
     )
+
+
+def over_text(intervals: Mapping[str, Any], confidence: float) -> str:
+    """The same in short, for a caption."""
+    percent = f"{100 * confidence:.0f} %"
+    if "documents" not in intervals["over"]:
+        return f"Intervals are {percent}, over seeds."
+    return f"Intervals are {percent}: of bits per byte over seeds, of all else over seeds and documents."
 
 
 def corrections_text(corrections: Mapping[str, Mapping[str, Any]]) -> str:

@@ -4,7 +4,7 @@ It knows operators, never models, and imports nothing else of this project.
 """
 
 from experiments.ledger.bill import Bill
-from experiments.ledger.budget import FlopBudget
+from experiments.ledger.budget import BudgetTooSmall, FlopBudget
 from experiments.ledger.callback import LedgerCallback
 from experiments.ledger.elementwise import elementwise
 from experiments.ledger.ledger import Ledger
@@ -16,6 +16,7 @@ from experiments.ledger.unpriced import UnpricedOperator
 
 __all__ = [
     "Bill",
+    "BudgetTooSmall",
     "Call",
     "Cost",
     "FlopBudget",

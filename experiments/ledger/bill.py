@@ -168,19 +168,35 @@ class Bill:
 
     def __str__(self) -> str:
         """A plain table: phases, modules, operators; the totals to the last digit."""
+        return self.table()
+
+    def table(self, least: float = 0.0) -> str:
+        """A plain table: phases, modules, operators; the totals to the last digit.
+
+        Args:
+            least: Share of all bytes; an operator that moves less, at a thousandth of the FLOPs or fewer, shares a row.
+        """
         total = self.total()
         rows = [" " * _NAME + "".join(name.rjust(width) for name, width, _ in _COLUMNS)]
         for by, order in (("phase", None), ("module", _by_name), ("operator", None)):
             rows += ["", by]
             costs = {name: cost for name, cost in self.costs(by).items() if cost != Cost()}
+            small = [name for name, cost in costs.items() if by == "operator" and _small(cost, total, least)]
+            folded = [costs.pop(name) for name in small] if len(small) > 1 else []
             for name, cost in sorted(costs.items(), key=order or _by_flops):
                 rows.append(_row(name or OUTSIDE, cost, total))
+            if folded:
+                rows.append(_row(f"... and {len(folded)} more", sum(folded, Cost()), total))
         done = f"{total.flops:,} FLOPs"
         if self.recompute_flops:
             done += f" done, {self.needed_flops:,} needed (the rest is computed again by checkpoints)"
         moved = f"{total.bytes:,} bytes moved if nothing is fused or cached"
         bound = ["at most: an attention mask had no values here, and hid nothing"] if self.upper_bound else []
         return "\n".join([*rows, "", _row("total", total, total), "", done, moved, *bound])
+
+
+def _small(cost: Cost, total: Cost, least: float) -> bool:
+    return 1000 * cost.flops <= total.flops and cost.bytes < least * total.bytes
 
 
 def _by_flops(item: tuple[str, Cost]) -> tuple[int, int, str]:

@@ -44,6 +44,13 @@ class LedgerCallback(EvaluationLedger):
     Watched steps run uncompiled. Each process of a distributed run bills its own work. Logs ``train_flops`` and
     ``train_bytes``, summed since the first step; survives checkpoints.
 
+    .. code-block:: python
+
+        ledger = LedgerCallback()
+        Trainer(callbacks=[ledger]).fit(module, data)
+        print(ledger)  # a table by phase, module and operator
+        ledger.train_flops, ledger.train_bytes, ledger.bill()  # totals; FLOPs and bytes of each phase
+
     Args:
         log: Whether to log the two metrics, when the trainer logs.
         evaluation: Whether to bill validation, testing and prediction, as phases "validate", "test" and "predict".
@@ -70,6 +77,16 @@ class LedgerCallback(EvaluationLedger):
         self._stepped: list[int] = []
         self._seen: set[int] = set()
         self._hook: Any = None
+
+    def __str__(self) -> str:
+        """The table of :meth:`total`."""
+        return str(self.total())
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(train_flops={self.train_flops:,}, train_bytes={self.train_bytes:,}, "
+            f"steps={self.steps:,})"
+        )
 
     def add(self, kind: str, flops: int = 0, **moved: int) -> None:
         """Bill work done outside the training step to the phase ``kind``; arguments as :meth:`Bill.add`."""
@@ -136,7 +153,7 @@ class LedgerCallback(EvaluationLedger):
         """Open a ledger if a step that begins like this one, or the first of an optimizer, must be watched."""
         self._before = self._beginning(trainer, pl_module, batch, batch_idx)
         self._stepped.clear()
-        self._admit(trainer, pl_module, batch_idx)
+        self._admit(trainer, pl_module, batch, batch_idx)
         waiting = self.steps < PATIENCE and len(self._seen) < len(trainer.optimizers)
         searching = any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers)
         if self.every_step or waiting or searching or self._train.must_watch(self._before):
@@ -236,7 +253,9 @@ class LedgerCallback(EvaluationLedger):
             parts.append(f"gradients {[_has_gradients(optimizer) for optimizer in trainer.optimizers]}")
         return "; ".join(parts)
 
-    def _admit(self, trainer: lightning.Trainer, module: lightning.LightningModule, number: int) -> None:
+    def _admit(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, number: int
+    ) -> None:
         """Where a subclass may end the training before this batch."""
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -95,12 +95,15 @@ class EvaluationLedger(lightning.Callback):
 
     def _watch(self, module: nn.Module, phase: str | None = None) -> None:
         self._close()  # of a batch that did not come to its end
-        ledger = Ledger(module, self.prices)
+        ledger = self._ledger(module, phase)
         with ExitStack() as stack:
             stack.enter_context(ledger)
             if phase is not None:
                 stack.enter_context(ledger.phase(phase))
             self._open = stack.pop_all(), ledger
+
+    def _ledger(self, module: nn.Module, phase: str | None) -> Ledger:
+        return Ledger(module, self.prices)
 
     def _bill_step(self, steps: Steps, metered: Metered, after: str) -> int:
         """Bill what ends now, and what meters say; returns the FLOPs of both."""

@@ -58,8 +58,10 @@ def tokens_text(build_flops: float, saved: Mapping[str, Any] | None) -> str:
     if saved["beyond"] == "point":
         # Dense was not measured further: at least this much is saved, or at most.
         if saved["bound"] == "at least":
-            return f"at most {_tokens(build_flops, point)}" if point > 0 else "not known"
-        return f"at least {_tokens(build_flops, point)}" if point > 0 else NONE
+            fewest = point if low is None else min(low, point)
+            return f"at most {_tokens(build_flops, fewest)}" if fewest > 0 else "not known"
+        most = point if high is None else max(high, point)
+        return f"at least {_tokens(build_flops, most)}" if most > 0 else NONE
     if low is None and high is None:
         return (
             f"{_tokens(build_flops, point)} (no interval)"

@@ -18,7 +18,7 @@ Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
 
 REGIMES = {
-    "none": "Reference: tuned dense, trained on the same tokens as every arm",
+    "none": "Reference: dense at its best width, trained on the same tokens as every arm",
     "same tokens": "Same tokens: a store holds only what the network trained on",
     "whole corpus": "Whole corpus: a store holds more text than was trained on (data access, not architecture)",
 }

@@ -28,6 +28,12 @@ BREAK_EVEN = (
     " is put aside on both sides; ends are those of the interval of the multiplier on inference FLOPs."
 )
 
+BEYOND = (
+    "“beyond 3.33x [2.68, open]”: the arm is better than every dense run measured, the best of which used 3.33 times"
+    " as much; 2.68 is the lower end of the interval. “at least 3.33x”: the whole interval lies beyond them. “below”"
+    " and “at most”: likewise, worse than every dense run measured. “open”: dense was not measured that far."
+)
+
 CONTROLS = {
     "dense + counts": (
         "The dense model mixed with counts of the n-grams in the same text. It trains nothing, so a "
@@ -66,11 +72,7 @@ COUNTING = (
         " amount (from four budgets on, along a power law with a floor if the points lie on one). "
         "Straight chords flatter an arm a little, by about 5 % at most for budgets three times apart."
     ),
-    (
-        "Outside of the budgets that dense was run at there is no number, only a bound: “at least” "
-        "where the arm beats the largest dense budget, “at most” where the smallest dense budget is "
-        "already better. An interval end marked “open” leaves the measured range."
-    ),
+    (f"Outside of the budgets that dense was run at there is no number, only a bound. {BEYOND}"),
     (
         "The multipliers of an arm speak of the same dense model, the tuned one that predicts as"
         " well as the arm. For inference a stricter figure is given too, in which the training bill "

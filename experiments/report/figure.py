@@ -64,6 +64,9 @@ def draw(summary: Summary, palette: Palette = LIGHT) -> Figure:
             draw_multipliers(panels, axes, summary, chosen, palette)
             if number == 0:
                 explain_multipliers(panels[0], summary, chosen, palette)
+    if load := summary["cautions"].get("seconds"):
+        sentence = load.partition(":")[0]
+        figure.text(0.01, 0.06 / height, f"{sentence}.", va="bottom", size=7, color=palette.soft)
     return figure
 
 
@@ -108,7 +111,14 @@ def _losses(axes: Axes, summary: Summary, chosen: Sequence[Mark], palette: Palet
         low, high = [value["low"] for value in values], [value["high"] for value in values]
         axes.fill_between(amounts, low, high, color=palette.ink, alpha=0.13, linewidth=0, zorder=1)
     axes.plot(
-        amounts, means, "-o", color=palette.ink, markersize=5, linewidth=1.4, label="dense, tuned", zorder=2
+        amounts,
+        means,
+        "-o",
+        color=palette.ink,
+        markersize=5,
+        linewidth=1.4,
+        label="dense, best widths",
+        zorder=2,
     )
 
     ceiling = max(means) + HEADROOM * (max(means) - min(_all_means(summary)) + 0.05)

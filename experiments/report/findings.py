@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.frontier import answer, summarize, tabulate, verdict
 from experiments.frontier.cells import Row, Table, budget_key
-from experiments.frontier.wording import seeds_text
+from experiments.frontier.wording import over_text, seeds_text
 from experiments.report.breakeven import break_even
 from experiments.report.explain import QUESTION
 from experiments.report.tradeoff import trade_offs
@@ -42,7 +42,7 @@ class Findings:
         data = f"{source}, " if source else ""
         budgets = ", ".join(map(budget_key, summary["budgets"]))
         interval = (
-            f"Intervals are {100 * summary['confidence']:.0f} % over {' and '.join(summary['intervals']['over'])}."
+            over_text(summary["intervals"], summary["confidence"])
             if len(summary["seeds"]) > 1
             else "One seed, so no intervals and no claims."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from experiments.report.content import SERVED, Cell, Table, tables
-from experiments.report.explain import BREAK_EVEN, CAUSAL, CONVENTIONS
+from experiments.report.explain import BEYOND, BREAK_EVEN, CAUSAL, CONVENTIONS
 from experiments.report.findings import Findings
 
 PREAMBLE = r"""% Tables of `mnemograph report`. In the preamble: \usepackage{booktabs}
@@ -81,8 +81,9 @@ def _caption(table: Table, findings: Findings) -> str:
         )
         said.append(
             f"On {axes}: how many times the arm's own amount tuned dense needs for its loss; bold: better than "
-            "dense, shown by the interval. “open”: dense was not measured further."
+            f"dense, shown by the interval. {BEYOND}"
         )
+        said += findings.summary["cautions"].values()
     said += [BREAK_EVEN] if table.title == SERVED else [CONVENTIONS, CAUSAL]
     said += ["*: control."] if table.starred else []
     return " ".join(said)

@@ -35,12 +35,15 @@ COLUMNS: tuple[str, ...] = (
     "bits_per_byte",
     "bits_per_byte_low",
     "bits_per_byte_high",
+    "bits_per_byte_over_seeds_low",
+    "bits_per_byte_over_seeds_high",
     "gain_over_counts",
     "gain_over_counts_low",
     "gain_over_counts_high",
     "gain_over_counts_p",
     "gain_over_counts_p_corrected",
     "gain_over_counts_decision",
+    "caution",
 )
 
 
@@ -50,6 +53,9 @@ def long_csv(summary: Mapping[str, Any]) -> str:
     Training FLOPs have a line for each convention, inference FLOPs one against tuned dense and one against dense
     trained for any budget; ``bound`` and ``beyond`` are those of
     :class:`~experiments.frontier.multiplier.Multiplier`. ``p_corrected`` is told for claims on training FLOPs.
+    ``bits_per_byte_low`` and ``_high`` are the ends of the interval that all others are over too (seeds, and documents
+    where the runs tell them), ``bits_per_byte_over_seeds_low`` and ``_high`` those that every other format shows.
+    ``caution`` says what is to be held against the seconds.
 
     Args:
         summary: as :func:`experiments.frontier.summarize` builds it.
@@ -75,6 +81,7 @@ def lines(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "width": entry["width"],
                 "seeds": len(entry["seeds"]),
                 **_interval("bits_per_byte", entry["bits_per_byte"]),
+                **_ends("bits_per_byte_over_seeds", entry["bits_per_byte"]["over_seeds"]),
                 **_gain(entry),
             }
             for line in _of_axes(summary, entry):
@@ -91,6 +98,7 @@ def _of_axes(summary: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[d
             "convention": EVERYTHING if counted else "",
             "against": "tuned dense",
             "amount": entry["amounts"].get(axis),
+            "caution": summary["cautions"].get(axis, ""),
         }
         yield line | _compared(entry[axis], decision_on(entry, axis))
         if axis == "train_flops":
@@ -118,4 +126,8 @@ def _gain(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _interval(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
     given = value or {"mean": None, "low": None, "high": None}
-    return {name: given["mean"], f"{name}_low": given["low"], f"{name}_high": given["high"]}
+    return {name: given["mean"], **_ends(name, given)}
+
+
+def _ends(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}_low": given["low"], f"{name}_high": given["high"]}

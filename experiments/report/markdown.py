@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.cells import cell_len
 
 from experiments.report.content import Table, tables
-from experiments.report.explain import BREAK_EVEN, CAUSAL, CONVENTIONS
+from experiments.report.explain import BEYOND, BREAK_EVEN, CAUSAL, CONVENTIONS
 from experiments.report.findings import Findings
 
 CONTROL = "* control"
@@ -15,6 +15,7 @@ def markdown(findings: Findings) -> str:
     """The whole report for a paper or an issue: question, answer, tables, and how to read them."""
     summary = findings.summary
     parts = [f"# {findings.question}", f"**{summary['answer']}**", findings.described()]
+    parts += [f"> {caution}" for caution in summary["cautions"].values()]
     for table in tables(summary):
         parts += [f"## {table.title}", rendered(table)]
         if table.starred:
@@ -25,7 +26,7 @@ def markdown(findings: Findings) -> str:
     gaps = [f"- Not there: {gap}" for gap in summary["missing"]]
     if gaps:
         parts.append("\n".join(gaps))
-    notes = [CONVENTIONS, CAUSAL, *([BREAK_EVEN] if summary["break_even"] else [])]
+    notes = [CONVENTIONS, BEYOND, CAUSAL, *([BREAK_EVEN] if summary["break_even"] else [])]
     return "\n\n".join([*parts, "## How to read", *notes]) + "\n"
 
 

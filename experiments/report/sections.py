@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.frontier import CONTROL_TO_BEAT, DENSE, budget_key
 from experiments.frontier.decisions import copies, counts_decision, decision_on
-from experiments.frontier.wording import interval_text, loss_text, multiplier_text, seeds_text
+from experiments.frontier.wording import interval_text, loss_text, multiplier_text, over_text, seeds_text
 from experiments.report.axes import amount_name, amount_text, axis_names
 from experiments.report.explain import CONTROLS, COPYING, GENERALISATION
 from experiments.report.figure import draw, to_bytes
@@ -46,6 +46,7 @@ def top(summary: Summary, question: str, runs: int) -> Markup:
         )
     )
     warnings = [f"Not there yet: {'; '.join(summary['missing'])}."] if summary["missing"] else []
+    warnings += summary["cautions"].values()
     if summary["diverged"]:
         warnings.append(f"Left out because the loss was not a number: {'; '.join(summary['diverged'])}.")
     if len(summary["seeds"]) == 1:
@@ -58,8 +59,8 @@ def top(summary: Summary, question: str, runs: int) -> Markup:
 def figure(summary: Summary) -> Markup:
     """The figure of losses and multipliers."""
     caption = (
-        "Above: test loss against the whole training bill. The line is the dense frontier with its 95 % band; "
-        "dots are dense widths that tuning did not choose. Circles: same tokens; diamonds: whole corpus; hollow: "
+        "Above: test loss against the whole training bill. The line is the dense frontier with its 95 % band over "
+        "seeds; dots are the other dense widths tried. Circles: same tokens; diamonds: whole corpus; hollow: "
         "controls. Arms at one budget stand side by side. Below: how many times an arm's amount dense would need, "
         "with 95 % intervals; an arrow means that dense was not measured further that way."
     )
@@ -111,7 +112,12 @@ def arms(summary: Summary) -> Markup:
         head += map(amount_name, axis_names(summary))
         parts += [
             tag("h3", title),
-            table(head, body, caption="Controls in italics.", numeric=range(1, len(head))),
+            table(
+                head,
+                body,
+                caption=f"Controls in italics. {over_text(summary['intervals'], summary['confidence'])}",
+                numeric=range(1, len(head)),
+            ),
         ]
         if regime == "whole corpus":
             parts.append(
@@ -341,6 +347,6 @@ def number(text: str) -> Markup:
 def arm_label(name: str, entry: Entry, *, under_heading: bool = False) -> Any:
     """The name of an arm, a control in italics; under the heading of a regime, without the regime."""
     if entry["arm"] == DENSE:
-        return f"{name} (tuned)"
+        return f"{name} (best width)"
     name = name.removesuffix(" (whole corpus)") if under_heading else name
     return tag("span", name, class_="control") if entry["control"] else name

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.frontier import DENSE
 from experiments.frontier.decisions import decide, decision_on, has_interval, training_decision
-from experiments.frontier.wording import listed, multiplier_text
+from experiments.frontier.wording import least, listed, multiplier_text
 from experiments.report.axes import axis_names
 from experiments.report.marks import KNOCKOUT
 
@@ -50,9 +50,11 @@ def _sentence(name: str, budget: str, entry: Mapping[str, Any], axes: Mapping[st
     if not dearer:
         return None
     cheaper = entry["train_flops"]
-    floor = "at least " if cheaper["beyond"] == "point" else ""
+    times = (
+        f"at least {least(cheaper):.2f}" if cheaper["beyond"] == "point" else f"{cheaper['multiplier']:.2f}"
+    )
     return (
-        f"At {budget}, {name} needs {floor}{cheaper['multiplier']:.2f} times fewer training FLOPs than dense of "
+        f"At {budget}, {name} needs {times} times fewer training FLOPs than dense of "
         f"equal loss, but {listed(dearer)}."
     )
 
@@ -75,5 +77,4 @@ def _dearer(cell: Mapping[str, Any], decision: str) -> bool:
 
 
 def _times(cell: Mapping[str, Any]) -> str:
-    floor = "at least " if cell["beyond"] == "point" else ""
-    return f"{floor}{1 / cell['multiplier']:.2f}"
+    return f"at least {1 / least(cell):.2f}" if cell["beyond"] == "point" else f"{1 / cell['multiplier']:.2f}"

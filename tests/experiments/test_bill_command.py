@@ -18,6 +18,7 @@ from experiments.run import DEFAULTS
 from experiments.step import step_bill
 from mann import Transformer
 
+HERE = "tests.experiments.test_bill_command"
 ENCODER = ["torch.nn.TransformerEncoderLayer", "--init", "d_model=16", "nhead=4", "dim_feedforward=32"]
 SMALL = {"layers": 1, "batch": 2, "time": 32}
 
@@ -33,6 +34,36 @@ class Saved(lightning.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Pairs(Saved):
+    """A batch is a pair, and there is no forward."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return (self.layers(x) - y).square().mean()
+
+
+class Layers(nn.Module):
+    """Which has no forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+
+class Stepless(lightning.LightningModule):
+    def forward(self, x):
+        return x
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+
+    def forward(self, x):
+        return x * self.weight
 
 
 def billed(argv: list[str], capsys: pytest.CaptureFixture) -> dict:
@@ -110,11 +141,68 @@ def test_the_table_says_its_conventions(capsys: pytest.CaptureFixture) -> None:
     assert "One training step of Embedding on int64 2x16 <50." in said
     assert "the forward alone is 0 FLOPs" in said
     assert "A token costs" in said
-    assert "in matrix products" in said
-    assert "Causal attention counts" in said
+    assert "in matrix products." in said
+    assert "Causal attention" not in said
     assert "Unwatched" not in said
     assert main(["bill", *argv, "--device", "cpu", "--read"]) == 0
     assert "Unwatched, the step takes" in capsys.readouterr().out
+
+
+def test_attention_is_spoken_of_where_there_is_some(capsys: pytest.CaptureFixture) -> None:
+    for argv in (
+        [*ENCODER, "batch_first=true", "--input", "4x8x16"],
+        ["dense", "--batch", "1", "--layers", "1"],
+    ):
+        assert main(["bill", *argv]) == 0
+        said = capsys.readouterr().out
+        assert "in matrix products and attention." in said
+        assert "Causal attention counts" in said
+
+
+def test_operators_of_little_work_share_a_row(capsys: pytest.CaptureFixture) -> None:
+    argv = ["graph", "--batch", "1", "--time", "64"]
+    assert main(["bill", *argv, "--all"]) == 0
+    every = capsys.readouterr().out
+    assert main(["bill", *argv]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) + 20 < len(every.splitlines())
+    (row,) = [line for line in said.splitlines() if line.startswith("  ... and ")]
+    hidden = set(every.splitlines()) - set(said.splitlines())
+    assert row.split()[2] == str(len(hidden))
+    assert "--all shows each" in said
+    assert "... and" not in every
+    # JSON is complete.
+    assert len(billed(argv, capsys)["by_operator"]) == len(billed([*argv, "--all"], capsys)["by_operator"])
+
+
+def test_adam_is_the_one_that_arms_are_billed_with(capsys: pytest.CaptureFixture) -> None:
+    argv = ["torch.nn.Linear", "--init", "in_features=64", "out_features=64", "--input", "4x64"]
+    for more in ([], ["--device", "cpu"]):
+        told = billed([*argv, *more], capsys)
+        assert "aten._fused_adamw" in told["by_operator"]
+        # Parameter, gradient and two moments are read; all but the gradient are written.
+        assert told["by_phase"]["optimizer"]["bytes"] == pytest.approx(7 * 4 * (64 * 64 + 64), rel=0.01)
+    # A fused one for complex numbers does not exist.
+    assert billed([f"{HERE}.Complex", "--input", "2x3"], capsys)["by_phase"]["optimizer"]["flops"] > 0
+
+
+def test_a_batch_that_is_a_pair(capsys: pytest.CaptureFixture) -> None:
+    argv = [f"{HERE}.Pairs", "--init", "width=6", "--input"]
+    assert billed([*argv, "2x6", "2x6"], capsys)["flops"] > 0
+    assert "written --input 32x64 32x1, a shape for each part" in refused([*argv, "4x6"], capsys)
+
+
+def test_a_file_that_is_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.txt", "mine.py", "weights.pt"):
+        (tmp_path / name).write_text("x = 1\n")
+    (tmp_path / "texts").mkdir()
+    assert "one.txt is no model: give an arm, a class" in refused(["one.txt"], capsys)
+    assert "a class in it is written mine.Model" in refused(["mine.py"], capsys)
+    assert "tells shapes of weights" in refused(["weights.pt"], capsys)
+    assert "texts is no model: a folder of Hugging Face has a config.json" in refused(["texts"], capsys)
 
 
 def test_json_says_what_was_billed_and_how(capsys: pytest.CaptureFixture) -> None:
@@ -230,12 +318,25 @@ def test_a_folder_of_hugging_face(
         ([*ENCODER, "--input", "4 by 8"], "write 4x128x64"),
         ([*ENCODER, "--input", "a=4x8", "4x8"], "give every --input a name"),
         ([*ENCODER, "--input", "4x8x17"], "fails on this --input"),
+        ([*ENCODER, "--input", "0x8x16"], "--input '0x8x16' is empty"),
+        ([f"{HERE}.Layers", "--input", "2x3"], "Layers has no forward"),
+        ([f"{HERE}.Layers", "--input", "2x3", "--read"], "Layers has no forward"),
+        (["torch.nn.ReLU", "--input", "2x3"], "ReLU has no parameters to train: add --read"),
+        ([f"{HERE}.Pairs", "--init", "width=6", "--input", "2x6", "--read"], "leave --read out"),
+        ([f"{HERE}.Stepless", "--input", "2x3"], "has no training_step: give the class one, or add --read"),
+        (["graph", "--device", "cpu"], "--device is for models that are no arms"),
         (["nowhere.ckpt"], "there is no file nowhere.ckpt"),
         (["nowhere.safetensors"], "tells shapes of weights"),
     ],
 )
 def test_mistakes_say_what_to_type(argv: list[str], says: str, capsys: pytest.CaptureFixture) -> None:
     assert says in refused(argv, capsys)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    argv = [*ENCODER, "--input", "4x8x16", "--device", "cuda"]
+    assert "torch sees no CUDA device here; leave it out, or type --device cpu" in refused(argv, capsys)
 
 
 def test_the_cost_of_what_no_memory_holds(capsys: pytest.CaptureFixture) -> None:

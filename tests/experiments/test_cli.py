@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import os
 import signal
@@ -71,6 +72,18 @@ def test_without_arguments_it_says_what_it_can_do(argv: list[str], capsys: pytes
     assert len(said.splitlines()) < 20
 
 
+def test_it_says_its_version(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mnemograph {importlib.metadata.version('mnemograph')}\n"
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("experiments.cli.version", missing)
+    assert main(["--version"]) == 0
+    assert "not installed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "fit"])
 def test_help_teaches_with_two_examples(command: str, capsys: pytest.CaptureFixture) -> None:
     assert _ends([command, "--help"]) == 0
@@ -100,7 +113,7 @@ def test_it_is_a_module_too() -> None:
     ("argv", "says"),
     [
         (["compar"], "did you mean 'compare'"),
-        (["--version"], "unknown command"),
+        (["--verson"], "unknown command"),
         (["compare", "--seeds", "none"], "'none' is no positive number, such as 3"),
         (["compare", "--budgets", "-1"], "--budgets"),
         (["compare", "--budgets", "nan"], "'nan' is no positive number, such as 1e12"),
@@ -116,7 +129,7 @@ def test_it_is_a_module_too() -> None:
         (["bill", "--arm", "ngramm"], "did you mean 'ngram'"),
         (["bill", "--width", "0"], "--width 0 is too small"),
         (["bill", "--width", "48", "--heads", "5"], "heads"),
-        (["fit", "--data.seeed=1"], "--help"),
+        (["fit", "--data.seeed=1"], "did you mean --data.seed? (see mnemograph fit --help)"),
     ],
 )
 def test_mistakes_are_one_line(argv: list[str], says: str, capsys: pytest.CaptureFixture) -> None:
@@ -202,9 +215,12 @@ def test_a_failure_nobody_foresaw_is_one_line_and_code_1(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_plan_prints_runs_and_cost_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.usefixtures("_untrained")
+def test_plan_prints_runs_and_cost_and_starts_nothing(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     out = tmp_path / "out"
-    assert main(["compare", "--plan", "--out", str(out), *SMALL]) == 0
+    assert main(_compare(text, out, "--plan")) == 0
     said = capsys.readouterr().out
     assert "ngram (same tokens), seed 0, width" in said
     assert "runs, " in said

@@ -163,6 +163,23 @@ def test_a_budget_of_flops_ends_the_training(
     assert f"\n{found[0]}\n" in capsys.readouterr().out
 
 
+def test_a_budget_below_one_step_says_what_one_takes(
+    options: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    budget = ["--trainer.callbacks+=FlopBudget", "--trainer.callbacks.max_flops=1"]
+    assert main(["fit", *options, *budget]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"^mnemograph fit: a budget of 1 FLOPs .* One takes [\d,]+ FLOPs: give at least", said)
+
+
+def test_help_names_what_is_computed(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    said = capsys.readouterr().out
+    assert "steps_of_training(data) --> model.total_steps" in said
+    assert "lambda" not in said
+
+
 @pytest.mark.slow
 def test_a_sweep_over_fit_needs_no_more_than_a_file(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch

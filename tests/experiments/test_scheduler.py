@@ -200,6 +200,7 @@ def test_rows_of_an_earlier_session_inform_the_forecast() -> None:
 
 def test_durations_read_well() -> None:
     assert [duration(s) for s in (3.2, 59.4, 61, 5000, 9000)] == ["3 s", "59 s", "1 min", "83 min", "2.5 h"]
+    assert [duration(s) for s in (1e6, 1e8, 1e20)] == ["12 days", "3 years", "more than 1000 years"]
 
 
 class _Clock:
@@ -236,7 +237,9 @@ def test_board_says_what_its_forecast_rests_on() -> None:
     one, two = FakeRun("one"), FakeRun("two")
     board = _board(clock, [one, two])
     assert "first guess" in board.headline()
+    assert "; processes are starting, each loads torch and the study first" in board.headline()
     board.take(Started(1, one))  # type: ignore[arg-type]
+    assert "starting" not in board.headline()
     clock.now = 60.0
     board.take(Finished(1, one, [], 60.0))  # type: ignore[arg-type]
     assert board.headline() == "2 of 3 runs, 1 min gone, about 1 min left (going by 1 finished run)"

@@ -104,7 +104,7 @@ HAND = [
 
 @pytest.mark.parametrize(("factory", "metric", "search", "build"), HAND)
 def test_flops_by_hand(factory, metric, search, build):
-    index = Index(factory, metric, nprobe=64).add(vectors(1000))
+    index = Index(factory, metric, nprobe=64, k_factor=1).add(vectors(1000))
     with FlopCounterMode(display=False) as counter:
         found = index.search(vectors(10, seed=1), 5)
     assert found.flops == search

@@ -25,8 +25,8 @@ def vectors(n: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
 
 
-def built(factory: str, metric: Metric, ef: int = 64) -> Index:
-    return Index(factory, metric, nprobe=NPROBE, ef=ef).add(vectors(N))
+def built(factory: str, metric: Metric, ef: int = 64, k_factor: int = 1) -> Index:
+    return Index(factory, metric, nprobe=NPROBE, ef=ef, k_factor=k_factor).add(vectors(N))
 
 
 QUERIES = vectors(Q, seed=1)
@@ -196,8 +196,7 @@ def test_what_comes_in_front(front, left, operations):
     ],
 )
 def test_what_comes_behind(behind, a_pair, size):
-    index = built(f"IVF8,PQ4x4fs,{behind}", "ip")
-    faiss.downcast_index(index._index).k_factor = 3
+    index = built(f"IVF8,PQ4x4fs,{behind}", "ip", k_factor=3)
     found, entries = index.search(QUERIES, K), looked_into(index)
     assert found.flops == Q * (2 * LISTS * 32 + table(4, 16, 2)) + entries * 4 + Q * K * 3 * a_pair
     assert found.bytes_random == Q * (LISTS * 64 + K * 3 * size)
@@ -206,7 +205,7 @@ def test_what_comes_behind(behind, a_pair, size):
 @pytest.mark.parametrize(("behind", "a_pair", "size"), [("RFlat", 32, 64), ("Refine(SQ8)", 32 + 4 * D, 16)])
 def test_only_what_was_found_is_looked_at_again(behind, a_pair, size):
     """Where lists are short there are fewer candidates than are asked for."""
-    index = Index(f"IVF200,Flat,{behind}", "ip", nprobe=1).add(vectors(N))
+    index = Index(f"IVF200,Flat,{behind}", "ip", nprobe=1, k_factor=1).add(vectors(N))
     found = index.search(QUERIES, K)
     lists = core(index._index)
     lists.nprobe = 1

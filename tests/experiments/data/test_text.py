@@ -130,6 +130,12 @@ def test_clear_errors(tmp_path: Path) -> None:
     latin = tmp_path / "latin.txt"
     latin.write_bytes(b"caf\xe9 " * 400)
     refused(latin, "is not UTF-8 text .byte 3.*iconv -f latin1")
+    wide = tmp_path / "wide.txt"
+    wide.write_bytes(("wide " * 400).encode("utf-16"))
+    refused(wide, "is not UTF-8 text.*iconv -f utf-16")
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(bytes(range(256)) * 20)
+    refused(binary, "looks binary, for it holds zero bytes; give a text file")
     spoilt = tmp_path / "spoilt.txt.xz"
     spoilt.write_bytes(lzma.compress(b"x" * 5000)[:-20])
     refused(spoilt, "cannot be unpacked")

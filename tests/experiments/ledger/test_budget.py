@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from experiments.ledger import FlopBudget, LedgerCallback
+from experiments.ledger import BudgetTooSmall, FlopBudget, LedgerCallback
 from tests.experiments.ledger.test_callback import D, Model, loader, trainer
 
 
@@ -31,10 +31,51 @@ def test_training_ends_when_the_next_step_would_not_fit(tmp_path, short):
     assert budget.flops_left == budget.max_flops - budget.train_flops
 
 
-def test_the_first_step_is_taken_in_any_case(tmp_path):
-    budget = FlopBudget(1)
-    trainer(budget, tmp_path, max_epochs=-1).fit(Model(), loader(8))
-    assert budget.steps == 1
+@pytest.mark.parametrize("parts", [1, 3, 30])
+def test_a_budget_below_the_first_step_says_what_it_takes(tmp_path, parts):
+    options = {"accumulate_grad_batches": parts}
+    price = spent(2 * parts, tmp_path, **options)
+    for given in (1, price - 1):
+        budget, module = FlopBudget(given), Model()
+        before = module.layer.weight.clone()
+        run = trainer(budget, tmp_path, max_epochs=-1, **options)
+        with pytest.raises(BudgetTooSmall, match=f"One takes {price:,} FLOPs: give at least max_flops="):
+            run.fit(module, loader(2 * parts + 2))
+        assert run.global_step == 0
+        assert budget.train_flops <= given
+        # One less ends within the optimizer.
+        assert torch.equal(module.layer.weight, before) == (given == 1)
+    enough = FlopBudget(price)
+    trainer(enough, tmp_path, max_epochs=-1, **options).fit(Model(), loader(2 * parts))
+    assert enough.train_flops == price
+
+
+def test_the_budget_that_is_named_is_enough(tmp_path):
+    with pytest.raises(BudgetTooSmall) as found:
+        trainer(FlopBudget(1), tmp_path).fit(Model(), loader(8))
+    named = float(str(found.value).split("max_flops=")[1])
+    assert found.value.price <= named < 1.01 * found.value.price
+    run = trainer(FlopBudget(named), tmp_path, max_epochs=-1)
+    run.fit(Model(), loader(8))
+    assert run.global_step == 1
+
+
+def test_a_first_step_that_cannot_be_predicted_is_given_up_too(tmp_path):
+    class ByHand(Model):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.kept = []
+
+        def training_step(self, batch, batch_idx):
+            self.kept.append(loss := super().training_step(batch, batch_idx))
+            self.manual_backward(loss)
+            self.optimizers().step()
+
+    run = trainer(FlopBudget(1), tmp_path, gradient_clip_val=None)
+    with pytest.raises(BudgetTooSmall, match="cannot be predicted for this model: give several times"):
+        run.fit(ByHand(), loader(8))
+    assert run.global_step == 0
 
 
 @pytest.mark.parametrize("short", [0, 1])
@@ -103,8 +144,9 @@ def test_what_a_budget_pays_for(tmp_path):
 def test_a_budget_of_nothing_is_refused():
     with pytest.raises(ValueError, match="max_flops=1e13"):
         FlopBudget(0)
-    with pytest.raises(ValueError, match="nan"):
-        FlopBudget(float("nan"))
+    for given in (float("nan"), -1, "x", None, "1e13"):
+        with pytest.raises(ValueError, match=f"max_flops is {given!r}: give what training may spend"):
+            FlopBudget(given)
 
 
 class Judged(Model):

@@ -70,6 +70,16 @@ def test_multiplied_bill_is_that_of_every_step_watched(tmp_path, count, sizes):
     assert run.callback_metrics["train_flops"] == callback.train_flops
 
 
+def test_it_prints_as_its_bill(tmp_path):
+    callback = LedgerCallback()
+    assert "0 FLOPs" in str(callback)
+    trainer(callback, tmp_path).fit(Model(), loader(8))
+    assert str(callback) == str(callback.total())
+    assert f"{callback.train_flops:,} FLOPs" in str(callback)
+    assert repr(callback).startswith(f"LedgerCallback(train_flops={callback.train_flops:,}, ")
+    assert "steps=4" in repr(callback)
+
+
 def test_gradient_accumulation_is_another_kind_of_step(tmp_path):
     callback = LedgerCallback()
     trainer(callback, tmp_path, accumulate_grad_batches=2).fit(Model(), loader(10))

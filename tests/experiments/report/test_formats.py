@@ -22,6 +22,7 @@ from experiments.report.content import REGIMES, Cell, Table, tables
 from experiments.report.figure import draw
 from experiments.report.latex import escaped
 from experiments.report.markdown import rendered
+from experiments.report.table import PLAIN
 from tests.experiments.synthetic import ARMS, rows
 
 
@@ -86,10 +87,21 @@ def cells(table: Table) -> list[list[str]]:
 def test_markdown_and_the_plain_terminal_have_the_cells_of_the_model(measured: Findings):
     expected = [cells(table) for table in tables(measured.summary)]
     assert len(expected) >= len(REGIMES)
-    for name in ("markdown", "table"):
-        found = markdown_tables(made(name, measured))
-        assert all(set("".join(table.pop(1))) <= {"-"} for table in found)
-        assert found == expected
+    found = markdown_tables(made("markdown", measured))
+    assert all(set("".join(table.pop(1))) <= {"-"} for table in found)
+    assert found == expected
+    # In parts that can be read, each with what its rows are about.
+    parts = markdown_tables(made("table", measured))
+    assert all(set("".join(part.pop(1))) <= {"-"} for part in parts)
+    for table, whole in zip(tables(measured.summary), expected, strict=True):
+        joined = parts.pop(0)
+        while len(joined[0]) < len(whole[0]):
+            part = parts.pop(0)
+            assert [row[: table.keys] for row in part] == [row[: table.keys] for row in whole]
+            joined = [row + more[table.keys :] for row, more in zip(joined, part, strict=True)]
+        assert joined == whole
+    assert not parts
+    assert max(len(line) for line in made("table", measured).splitlines() if line.startswith("|")) <= PLAIN
 
 
 def test_a_terminal_has_the_cells_of_the_model(invented: Findings, monkeypatch: pytest.MonkeyPatch):

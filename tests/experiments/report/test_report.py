@@ -302,8 +302,7 @@ def test_table_is_plain_where_there_is_no_terminal():
     text = buffer.getvalue()
     assert "\x1b" not in text
     assert text.index("Same tokens:") < text.index("Whole corpus:")
-    line = next(line for line in text.splitlines() if line.startswith("|ngram") and "3e12" in line)
-    assert re.search(r"2\.\d\dx \[2\.\d\d, 2\.\d\d\]", line)
+    assert re.search(r"^\|ngram +\| +3e12 .* 2\.\d\dx \[2\.\d\d, 2\.\d\d\]", text, re.M)
     assert "dense + counts *" in text
     assert text.rstrip().endswith("as well.")
 
@@ -340,7 +339,9 @@ def test_table_fits_a_terminal(columns: int, monkeypatch: pytest.MonkeyPatch):
     plain = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
     assert "\x1b" in screen.getvalue()
     told = [
-        line for line in plain.splitlines() if not re.match(r"(At|Same|Whole|Break|Reference|Compute)", line)
+        line
+        for line in plain.splitlines()
+        if not re.match(r"(At|Same|Whole|Break|Reference|Compute|Intervals|“beyond)", line)
     ]
     assert max(map(len, told)) <= columns
     assert "…" not in plain  # no number is cut

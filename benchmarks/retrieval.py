@@ -1,0 +1,250 @@
+"""Searching for stored vectors, beside raw FAISS, torch, hnswlib and usearch.
+
+    python -m benchmarks.retrieval --json docs/results/retrieval.json
+
+Exact search is compared at every size of a batch with FAISS's own flat index, its BLAS switch set as well as we know,
+and with a product of matrices and ``torch.topk`` over pieces of the store. Searches of inverted lists are compared
+with our exact one, and with the graphs of ``hnswlib`` and ``usearch``, each at the first setting of a doubling row
+that finds nine tenths of the 32 nearest (``pip install hnswlib usearch``; without them their lines are left out).
+``--growth`` measures exact search and lists at up to ten million vectors instead.
+
+Keys are of a text-like stream (see ``benchmarks/rolling.py``), queries come from another part of it. Contestants take
+turns on one thread; figures are medians of CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retrieval import Index
+from retrieval.audit import pair_scores, recall
+from retrieval.neighbors import Neighbors
+from retrieval.runtime import blas_threshold, faiss, threads
+
+K, TARGET, QUERIES = 32, 0.9, 4096
+BATCHES = (1, 8, 64, 256, 4096)
+TILE = 65536
+DEPTH, FADING = 8, 0.7
+# Seconds a contestant may take in a case.
+PATIENCE = 4.0
+
+Search = Callable[[Tensor], Any]
+
+
+def stream(n: int, d: int, seed: int, vocabulary: int = 30000) -> Tensor:
+    """Keys of ``n`` positions of a text: tokens by Zipf's law, a key the fading sum of the last tokens' vectors."""
+    vectors = torch.randn(vocabulary, d, generator=torch.Generator().manual_seed(0))
+    chances = np.cumsum(1 / np.arange(1, vocabulary + 1))
+    draws = np.random.default_rng(seed).random(n + DEPTH) * chances[-1]
+    tokens = torch.from_numpy(np.searchsorted(chances, draws))
+    keys = torch.empty(n, d)
+    for i in range(0, n, TILE):
+        part = tokens[i : i + TILE + DEPTH]
+        rows = min(TILE, n - i)
+        summed = sum(FADING**age * vectors[part[DEPTH - age : DEPTH - age + rows]] for age in range(DEPTH))
+        keys[i : i + rows] = F.normalize(torch.as_tensor(summed), dim=1)
+    return keys
+
+
+def measure(contestants: dict[str, Search], queries: Tensor) -> dict[str, tuple[float, int]]:
+    """Median CPU seconds of a call and number of calls, of contestants that take turns."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for call in contestants.values():
+        call(queries)
+    while sum(map(sum, times.values())) < PATIENCE * len(times) or len(next(iter(times.values()))) < 3:
+        for name, call in contestants.items():
+            begin = time.process_time()
+            call(queries)
+            times[name].append(time.process_time() - begin)
+        if len(next(iter(times.values()))) >= 200:
+            break
+    return {name: (statistics.median(found), len(found)) for name, found in times.items()}
+
+
+def torch_search(keys: Tensor) -> Search:
+    """A product of matrices and the largest of each row, over pieces whose products fit into memory."""
+
+    def search(queries: Tensor) -> tuple[Tensor, Tensor]:
+        best = [(queries @ part.T).topk(min(K, len(part))) for part in keys.split(TILE)]
+        scores, at = torch.cat([scores for scores, _ in best], 1).topk(K)
+        ids = torch.cat([found + i * TILE for i, (_, found) in enumerate(best)], 1)
+        return scores, ids.gather(1, at)
+
+    return search
+
+
+def exact(n: int, d: int) -> Iterator[dict[str, Any]]:
+    """Ours beside raw FAISS and torch, batch by batch."""
+    keys, queries = stream(n, d, seed=1), stream(QUERIES, d, seed=2)
+    ours, raw = Index("Flat").add(keys), faiss.IndexFlatIP(d)
+    raw.add(keys.numpy())
+
+    def tuned(x: Tensor) -> None:
+        with blas_threshold(4 * d):
+            raw.search(x.numpy(), K)
+
+    contestants: dict[str, Search] = {
+        "ours": lambda x: ours.search(x, K),
+        "faiss": tuned,
+        "torch": torch_search(keys),
+    }
+    for batch in BATCHES:
+        found = measure(contestants, queries[:batch])
+        for peer in ("faiss", "torch"):
+            yield row(f"exact, n={n:.0e}, d={d}", batch, found["ours"], found[peer], peer)
+
+
+def overhead() -> Iterator[dict[str, Any]]:
+    """One query of a store of 32: what is left is the call."""
+    keys, query = stream(32, 64, seed=1), stream(1, 64, seed=2)
+    ours, raw = Index("Flat").add(keys), faiss.IndexFlatIP(64)
+    raw.add(keys.numpy())
+    found = measure({"ours": lambda x: ours.search(x, 8), "faiss": lambda x: raw.search(x.numpy(), 8)}, query)
+    yield row("exact, n=32, d=64", 1, found["ours"], found["faiss"], "faiss")
+
+
+def lists(n: int, d: int, graphs: bool) -> Iterator[dict[str, Any]]:
+    """Inverted lists beside exact search, and graphs beside them, all at the target."""
+    keys, queries = stream(n, d, seed=1), stream(QUERIES, d, seed=2)
+    flat = Index("Flat").add(keys)
+    asked = queries[:256]
+    truth = flat.search(asked, K)
+
+    def share(ids: Tensor) -> float:
+        found = Neighbors.of(torch.zeros(ids.shape), ids)
+        return recall(found, truth, pair_scores(asked, keys[ids], "ip"))
+
+    contestants: dict[str, Search] = {"exact": lambda x: flat.search(x, K)}
+    names = {"exact": "exact"}
+    for codes in ("Flat", "SQ8"):
+        index = Index(f"IVF{1024 if n < 5e5 else 4096},{codes}").add(keys)
+        for index.nprobe in (1, 2, 4, 8, 16, 32, 64):
+            if (reached := share(index.search(asked, K).ids)) >= TARGET:
+                break
+        contestants[codes] = lambda x, index=index: index.search(x, K)
+        names[codes] = f"{index.factory} nprobe={index.nprobe} recall {reached:.2f}"
+    for name, make in (("hnswlib", hnswlib_graph), ("usearch", usearch_graph)) if graphs else ():
+        if (made := make(keys)) is None:
+            continue
+        search, set_ef = made
+        for ef in (32, 64, 128, 256, 512):
+            set_ef(ef)
+            if (reached := share(search(asked))) >= TARGET:
+                break
+        contestants[name] = search
+        names[name] = f"{name} ef={ef} recall {reached:.2f}"
+    for batch in (1, 256):
+        found = measure(contestants, queries[:batch])
+        for peer in names:
+            if peer not in ("Flat", "SQ8"):
+                for codes in ("Flat", "SQ8"):
+                    case = f"{names[codes]}, n={n:.0e}, d={d}"
+                    yield row(case, batch, found[codes], found[peer], names[peer])
+
+
+def hnswlib_graph(keys: Tensor) -> tuple[Search, Callable[[int], None]] | None:
+    """The graph of nmslib's authors; ``None`` if it is not installed."""
+    try:
+        import hnswlib
+    except ImportError:
+        return None
+    graph = hnswlib.Index("ip", keys.shape[1])
+    graph.init_index(len(keys), ef_construction=40, M=16)
+    graph.set_num_threads(1)
+    graph.add_items(keys.numpy())
+    return lambda x: torch.from_numpy(graph.knn_query(x.numpy(), K)[0].astype(np.int64)), graph.set_ef
+
+
+def usearch_graph(keys: Tensor) -> tuple[Search, Callable[[int], None]] | None:
+    """Unum's graph; ``None`` if it is not installed."""
+    try:
+        from usearch.index import Index as Graph
+    except ImportError:
+        return None
+    graph = Graph(ndim=keys.shape[1], metric="ip", connectivity=16, expansion_add=40)
+    graph.add(np.arange(len(keys)), keys.numpy(), threads=1)
+
+    def search(x: Tensor) -> Tensor:
+        return torch.from_numpy(graph.search(x.numpy(), K, threads=1).keys.astype(np.int64).reshape(-1, K))
+
+    return search, lambda ef: setattr(graph, "expansion_search", ef)
+
+
+def growth(largest: int) -> Iterator[dict[str, Any]]:
+    """Exact search and lists as a store grows, 64 dimensions, batches of 256."""
+    queries = stream(256, 64, seed=2)
+    for n in (10**power for power in range(4, round(math.log10(largest)) + 1)):
+        keys = stream(n, 64, seed=1)
+        index = Index(f"IVF{min(4096, round(4 * n**0.5))},SQ8", nprobe=16)
+        index.train(keys[:: max(1, n // 2**18)])
+        for part in keys.split(2**20):
+            index.add(part)
+        flat = Index("Flat").add(keys)
+        found = measure(
+            {"lists": lambda x: index.search(x, K), "exact": lambda x: flat.search(x, K)}, queries
+        )
+        del keys
+        yield row(f"{index.factory} nprobe=16, n={n:.0e}, d=64", 256, found["lists"], found["exact"], "exact")
+
+
+def row(case: str, batch: int, ours: tuple[float, int], peer: tuple[float, int], name: str) -> dict[str, Any]:
+    """A line of the result, from seconds of a call and their number."""
+    return {
+        "case": f"{case}, batch {batch}",
+        "ours": batch / ours[0],
+        "peer": batch / peer[0],
+        "peer_name": name,
+        "unit": "queries/s",
+        "ratio": peer[0] / ours[0],
+        "repeats": ours[1],
+    }
+
+
+def main() -> None:
+    """Measure and print; ``--json`` keeps the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--small", action="store_true", help="a hundred thousand vectors only")
+    parser.add_argument("--growth", type=float, metavar="N", help="measure up to this many vectors instead")
+    arguments = parser.parse_args()
+    sizes = (100_000,) if arguments.small else (100_000, 1_000_000)
+
+    def cases() -> Iterator[dict[str, Any]]:
+        if arguments.growth:
+            yield from growth(int(arguments.growth))
+            return
+        yield from overhead()
+        for n in sizes:
+            for d in (64, 256):
+                yield from exact(n, d)
+                yield from lists(n, d, graphs=n <= 100_000)
+
+    results = []
+    with threads(1):
+        for result in cases():
+            results.append(result)
+            print(
+                f"{result['case']:66s} {result['ours']:10.4g} {result['peer']:10.4g} queries/s "
+                f"{result['ratio']:7.3f} x {result['peer_name']}",
+                flush=True,
+            )
+            if arguments.json:
+                arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
