@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.ordering import in_order
+from retrieval.exact import Metric
+from retrieval.ordering import NOTHING, in_order, unpacked, words
+from retrieval.rounding import lengths, rounding
 from retrieval.runtime import blas_threshold, faiss
 from retrieval.work import Work, code_work
 
-__all__ = ["FlatSearch", "settle"]
+__all__ = ["FlatSearch", "margin", "settle"]
 
-# Unit roundoff of float32.
-_ROUNDOFF = 2.0**-24
 # Results of one call; what a wider one would return is asked for in pieces.
 _RESULTS = 1 << 22
+# A list is made longer so often, four times each time; keeping longer ones in order costs more than it saves.
+_LONGER = 2
 
 _Shortlist = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
@@ -27,7 +29,12 @@ def margin(k: int) -> int:
 
 
 def settle(
-    shortlist: _Shortlist, n: int, stored: int, k: int, error: Callable[[], np.ndarray]
+    shortlist: _Shortlist,
+    n: int,
+    stored: int,
+    k: int,
+    error: Callable[[], np.ndarray],
+    every: Callable[[int], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     r"""The ``k`` best by an exact score, out of shortlists by an approximate one.
 
@@ -35,31 +42,55 @@ def settle(
     and which of them is dropped behind the last place, would depend on what else is in the batch. So a few entries more
     than wanted are scored again, one pair at a time, always alike. With :math:`s` the approximate score of the last
     entry on the list and :math:`e` the most that rounding can do, whatever is not on it has an exact score of
-    :math:`s + e` at most. If the ``k``-th exact score is larger, nothing is missing; if not, the list is made
-    longer for that query, up to everything there is.
+    :math:`s + e` at most. If the ``k``-th exact score is larger, nothing is missing; if not, the list is made longer
+    for that query, and in the end every entry is scored exactly. A score that is not finite is no neighbour's.
 
     Args:
-        shortlist: Given rows of queries and a length, the exact scores, the ids, and the approximate score of the last.
+        shortlist: Given rows of queries and a length, the exact scores, the ids (-1 for none), and the approximate
+            score of the last; minus infinity if there are no more.
         n: Number of queries.
         stored: Number of entries there are.
         k: Entries wanted of each query, at most ``stored``.
         error: Gives, for each query, the most by which the two scores of a pair differ; called if it matters.
+        every: Gives the exact scores of all entries for one query. Without it lists grow until they hold everything.
 
     Returns:
-        Scores and ids in the order (score descending, id ascending), and entries that were on all lists together.
+        Scores and ids in the order (score descending, id ascending), and entries that were scored exactly in all.
     """
     length = min(stored, k + margin(k))
     scores, ids, last = _best(shortlist, np.arange(n), length, k)
     listed = n * length
-    if length < stored:
+    if length == stored:
+        # All are listed, but for what the approximate score lost.
+        lost = np.flatnonzero(ids[:, -1] < 0)
+    else:
         most = error()
-        rows = np.flatnonzero(scores[:, -1] <= last + most)
-        while len(rows):
+        lost = np.flatnonzero(np.isinf(most)) if every is not None else np.zeros(0, np.int64)
+        rows = np.flatnonzero(_unsure(scores, last, most) & np.isfinite(most))
+        for _ in range(_LONGER if every is not None else stored):
+            if not len(rows) or length == stored:
+                break
             length = min(stored, 4 * length)
             listed += len(rows) * length
             scores[rows], ids[rows], last = _best(shortlist, rows, length, k)
-            rows = rows[scores[rows, -1] <= last + most[rows]] if length < stored else rows[:0]
+            if length == stored:
+                rows = rows[:0]
+            rows = rows[_unsure(scores[rows], last, most[rows])] if len(rows) else rows
+        lost = np.concatenate([lost, rows])
+    if every is None:
+        return scores, ids, listed
+    for row in lost:
+        found = every(int(row))
+        packed = words(found, np.arange(stored))
+        packed[~np.isfinite(found)] = NOTHING
+        scores[row], ids[row] = unpacked(np.sort(np.partition(packed, k - 1)[:k]))
+        listed += stored
     return scores, ids, listed
+
+
+def _unsure(scores: np.ndarray, last: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Which queries may miss a neighbour that is not on their lists."""
+    return (scores[:, -1] <= last + most) & (last > -np.inf)
 
 
 def _best(
@@ -72,6 +103,8 @@ def _best(
         scores, ids, last = map(np.concatenate, zip(*parts, strict=True))
         return scores, ids, last
     scores, ids, last = shortlist(rows, length)
+    if not np.isfinite(scores).all():
+        ids[~np.isfinite(scores)] = -1
     scores, ids = in_order(scores, ids)
     return np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k]), last
 
@@ -87,7 +120,7 @@ class FlatSearch:
 
     def __init__(self, index: Any) -> None:
         self.index = index
-        self._inner = index.metric_type == faiss.METRIC_INNER_PRODUCT
+        self._metric: Metric = "ip" if index.metric_type == faiss.METRIC_INNER_PRODUCT else "l2"
         self._pair = code_work(index)
         self._seen = 0
         self._longest = 0.0
@@ -108,10 +141,20 @@ class FlatSearch:
             with blas_threshold(4 * index.d):
                 index.search_c(len(rows), pointers[0], length, *pointers[1:])
             last = scores[:, -1].copy()
+            if ids[:, -1].min() < 0:  # what FAISS has dropped because its own score was no number
+                scores[ids < 0] = np.inf
             index.compute_distance_subset(len(rows), pointers[0], length, *pointers[1:])
-            return (scores, ids, last) if self._inner else (0 - scores, ids, 0 - last)
+            return (scores, ids, last) if self._metric == "ip" else (0 - scores, ids, 0 - last)
 
-        found, ids, listed = settle(shortlist, n, stored, min(k, stored), lambda: self._error(x))
+        def every(row: int) -> np.ndarray:
+            scores, ids = np.empty(stored, np.float32), np.arange(stored)
+            query = np.ascontiguousarray(x[row])
+            index.compute_distance_subset(
+                1, faiss.swig_ptr(query), stored, faiss.swig_ptr(scores), faiss.swig_ptr(ids)
+            )
+            return scores if self._metric == "ip" else 0 - scores
+
+        found, ids, listed = settle(shortlist, n, stored, min(k, stored), lambda: self._error(x), every)
         pair = self._pair
         work = Work(
             pair.flops * (asked * stored + listed),
@@ -122,15 +165,10 @@ class FlatSearch:
         return found, ids, work
 
     def _error(self, x: np.ndarray) -> np.ndarray:
-        """Twice the bound on what rounding does to a sum of ``d`` products (Higham 2002, section 3.1)."""
         index = self.index
         while self._seen < index.ntotal:
             begin, n = self._seen, min(index.ntotal - self._seen, 1 << 16)
             stored = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
             rows = stored[begin * index.d : (begin + n) * index.d].reshape(n, index.d)
-            longest = float(np.einsum("nd,nd->n", rows, rows).max())
-            self._longest, self._seen = max(self._longest, longest**0.5), begin + n
-        lengths = np.sqrt(np.einsum("nd,nd->n", x, x))
-        # A squared distance is a sum of both squared lengths and twice a product, which may cancel.
-        size = lengths * self._longest if self._inner else (lengths + self._longest) ** 2
-        return 2 * (index.d + 4) * _ROUNDOFF * size
+            self._longest, self._seen = max(self._longest, float(lengths(rows).max())), begin + n
+        return rounding(lengths(x), self._longest, index.d, self._metric)

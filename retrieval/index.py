@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ from torch import Tensor
 
 from retrieval.building import add_work, train_work
 from retrieval.exact import Metric
-from retrieval.flat import FlatSearch
-from retrieval.kinds import FLAT, core, fast_scan, refuse_unpriced, tables_by_product, unwrap
+from retrieval.kinds import core, refuse_unpriced
 from retrieval.neighbors import Neighbors
-from retrieval.ordering import in_order
 from retrieval.runtime import blas_threshold, counters_lock, faiss
 from retrieval.search import enroll, run_search
+from retrieval.searching import IndexSearch, SearchSettings
 from retrieval.snapshot import SnapshotError, open_snapshot, writing_snapshot
-from retrieval.work import Visits, Work, counted_search, search_work, transform_work
+from retrieval.work import Work, counted_search
 
-__all__ = ["Index"]
+__all__ = ["Index", "checked_vectors"]
 
 _KIND, _VERSION, _FILE = "index", 1, "index.faiss"
 
@@ -55,10 +54,6 @@ class Index:
         NotImplementedError: On first use, if the work of that kind of index is not known.
     """
 
-    # Where queries are multiplied with a matrix, they are in blocks of one shape: products round differently in
-    # others, and a result must not depend on what else is in the batch.
-    block = 32
-
     def __init__(
         self, factory: str, metric: Metric = "ip", *, nprobe: int = 8, ef: int = 64, k_factor: int = 8
     ) -> None:
@@ -73,8 +68,22 @@ class Index:
         self.seconds = 0.0
         self._index: Any = None
         self._mapped = False
-        self._flat: dict[int, FlatSearch] = {}
+        self._search = IndexSearch()
         self._number = enroll(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("factory", "metric", "nprobe", "ef", "k_factor", "work", "seconds")
+        with counters_lock:
+            data = None if self._index is None else faiss.serialize_index(self._index)
+        return {**{name: getattr(self, name) for name in kept}, "data": data}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        data = state.pop("data")
+        # A copy is a store of its own, which a search must not take for the one it was copied from.
+        self.__init__(state["factory"], state["metric"])
+        self.__dict__.update(state)
+        if data is not None:
+            self._index = faiss.deserialize_index(data)
 
     def __len__(self) -> int:
         return 0 if self._index is None else self._index.ntotal
@@ -101,10 +110,14 @@ class Index:
         Raises:
             ValueError: If a value is not finite, or ``n`` is too small to train on.
         """
-        x = self._checked(vectors)
+        with counters_lock:
+            self._train(checked_vectors(vectors))
+        return self
+
+    def _train(self, x: np.ndarray) -> Any:
         index = self._made(x.shape[1])
         if index.is_trained:
-            return self
+            return index
         begin = time.perf_counter()
         with counted_search() as visits, blas_threshold(4 * x.shape[1]):
             try:
@@ -113,7 +126,7 @@ class Index:
                 raise ValueError(f"{self.factory} cannot be trained on {len(x)} vectors: {error}") from error
         self.seconds += time.perf_counter() - begin
         self._bill("train", train_work(index, len(x), visits))
-        return self
+        return index
 
     def add(self, vectors: Float[Tensor, "n d"]) -> Index:
         """Store vectors under the next ids; an untrained index is trained on them first.
@@ -127,15 +140,16 @@ class Index:
         """
         if self._mapped:
             raise ValueError("this index is mapped from its file: open it with mmap=False to add to it")
-        x = self._checked(vectors)
-        index = self.train(vectors)._made(x.shape[1])
-        if not len(x):
-            return self
-        begin = time.perf_counter()
-        with counted_search() as visits, blas_threshold(4 * x.shape[1]):
-            index.add(x)
-        self.seconds += time.perf_counter() - begin
-        self._bill("add", add_work(index, len(x), x[:: max(1, len(x) // 256)], visits))
+        x = checked_vectors(vectors)
+        with counters_lock:
+            index = self._train(x)
+            if not len(x):
+                return self
+            begin = time.perf_counter()
+            with counted_search() as visits, blas_threshold(4 * x.shape[1]):
+                index.add(x)
+            self.seconds += time.perf_counter() - begin
+            self._bill("add", add_work(index, len(x), x[:: max(1, len(x) // 256)], visits))
         return self
 
     def search(self, queries: Float[Tensor, "*batch d"], k: int) -> Neighbors:
@@ -151,6 +165,9 @@ class Index:
         """
         if k < 1:
             raise ValueError(f"search needs k >= 1, got {k}")
+        for name in ("nprobe", "ef", "k_factor"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self._index is not None and queries.shape[-1] != self._index.d:
             raise ValueError(f"queries of {queries.shape[-1]} dimensions, the index stores {self._index.d}")
         return run_search(self._number, [queries], k)
@@ -229,10 +246,12 @@ class Index:
         stored = len(self)
         if not stored or not len(x):
             return Neighbors.none(*batch, k)
-        # A sum tells in one pass that all is well; only if it does not, which rows it is.
-        real = None if np.isfinite(x.sum()) else np.isfinite(x).all(1)
+        # A product of all with themselves tells in one pass that all is well; if it does not, which rows it is.
+        real = None if np.isfinite(np.vdot(x, x)) else np.isfinite(x).all(1)
         with counters_lock:
-            scores, ids, work = self._search(self._index, x if real is None else x[real], min(k, stored))
+            how = SearchSettings(self.metric, self.nprobe, self.ef, self.k_factor)
+            asked = x if real is None else x[real]
+            scores, ids, work = self._search(self._index, asked, min(k, stored), how)
         if real is not None or k > stored:
             rows = slice(None) if real is None else real
             few = scores, ids
@@ -245,96 +264,6 @@ class Index:
             torch.from_numpy(scores), torch.from_numpy(ids), torch.from_numpy(mask), **work.counts
         )
         return found if flat else found.view(*batch, k)
-
-    def _search(self, index: Any, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
-        """Scores, larger for nearer entries, and ids in order, -1 where one is missing."""
-        if (flat := self._flat.get(int(index.this))) is not None:
-            return flat(x, k)
-        index = unwrap(index)
-        if isinstance(index, FLAT):
-            return self._flat.setdefault(int(index.this), FlatSearch(index))(x, k)
-        if isinstance(index, faiss.IndexPreTransform):
-            for i in range(index.chain.size()):
-                (x,) = self._in_blocks(faiss.downcast_VectorTransform(index.chain.at(i)).apply, x)
-            scores, ids, work = self._search(index.index, x, k)
-            return scores, ids, work + transform_work(index) * len(x)
-        if isinstance(index, faiss.IndexRefine):
-            return self._refined(index, x, k)
-        with counted_search() as visits:
-            if isinstance(index, faiss.IndexIVF):
-                near, lists, work = self._lists(index, x, visits)
-                search, asked = (
-                    lambda *rows: index.search_preassigned(rows[0], k, *rows[1:]),
-                    (x, lists, near),
-                )
-            else:
-                options = {}
-                if isinstance(index, faiss.IndexHNSW):
-                    options["params"] = faiss.SearchParametersHNSW(efSearch=self.ef)
-                work, lists = Work(), x
-                search, asked = lambda rows: index.search(rows, k, **options), (x,)
-            scores, ids = self._in_blocks(search, *asked) if tables_by_product(index) else search(*asked)
-        if fast_scan(index) and isinstance(index, faiss.IndexIVF):
-            visits.lists = int((lists >= 0).sum())  # FAISS counts each list once for all who visit it
-        work += search_work(index, len(x), k, visits, coarse=False)
-        return *in_order(scores if self.metric == "ip" else 0 - scores, ids), work
-
-    def _lists(self, index: Any, x: np.ndarray, visits: Visits) -> tuple[np.ndarray, np.ndarray, Work]:
-        """FAISS's own distances to the centroids of the lists to visit, their numbers, and what choosing them took."""
-        nprobe = index.nprobe = min(self.nprobe, index.nlist)
-        coarse = unwrap(index.quantizer)
-        if isinstance(coarse, FLAT):
-            near, lists, work = self._search(coarse, x, nprobe)
-            return (near if coarse.metric_type == faiss.METRIC_INNER_PRODUCT else 0 - near), lists, work
-        if isinstance(coarse, faiss.IndexHNSW):
-            coarse.hnsw.efSearch = self.ef
-            near, lists = coarse.search(x, nprobe)
-            visits.hops = int(faiss.cvar.hnsw_stats.ndis)
-        else:
-            near, lists = self._in_blocks(lambda rows: coarse.search(rows, nprobe), x)
-        return near, lists, search_work(coarse, len(x), nprobe, visits)
-
-    def _in_blocks(self, call: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
-        """What a call returns for rows, given in blocks of one shape: then products of matrices round alike."""
-        n = len(arrays[0])
-        parts = []
-        for i in range(0, n, self.block):
-            rows = [array[i : i + self.block] for array in arrays]
-            if missing := self.block - len(rows[0]):
-                # Zeros are no query that visits anything; and -1 is no list.
-                rows = [
-                    np.pad(array, ((0, missing), (0, 0)), constant_values=-(array.dtype.kind == "i"))
-                    for array in rows
-                ]
-            found = call(*rows)
-            parts.append(found if isinstance(found, tuple) else (found,))
-        return [np.concatenate(column)[:n] for column in zip(*parts, strict=True)]
-
-    def _refined(self, index: Any, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
-        short = min(index.ntotal, k * self.k_factor)
-        _, ids, work = self._search(index.base_index, x, short)
-        ids = np.ascontiguousarray(ids)
-        scores = self._rescore(unwrap(index.refine_index), x, ids)
-        scores, ids = in_order(scores if self.metric == "ip" else 0 - scores, ids)
-        work += search_work(index, len(x), k, Visits(entries=int((ids >= 0).sum())))
-        return scores[:, :k], ids[:, :k], work
-
-    def _rescore(self, store: Any, x: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """Scores of each query's own candidates in the store behind an index, one pair at a time; of those found."""
-        scores = np.empty(ids.shape, np.float32)
-        n, short = ids.shape
-        if isinstance(store, FLAT):
-            store.compute_distance_subset(
-                n, faiss.swig_ptr(x), short, faiss.swig_ptr(scores), faiss.swig_ptr(ids)
-            )
-            return scores
-        real = ids >= 0
-        decoded = store.reconstruct_batch(ids[real])
-        places = np.where(real, real.ravel().cumsum().reshape(ids.shape) - 1, -1)
-        compare = faiss.fvec_inner_products_by_idx if self.metric == "ip" else faiss.fvec_L2sqr_by_idx
-        arrays = (scores, np.ascontiguousarray(x), decoded, places)
-        compare(*map(faiss.swig_ptr, arrays), x.shape[1], n, short)
-        return scores
 
     def _tune(self, index: Any) -> bool:
         """Whether lists are chosen through a graph; if so, with our number of candidates."""
@@ -368,17 +297,22 @@ class Index:
             self._tune(inner)
         return self._index
 
-    @staticmethod
-    def _checked(vectors: Tensor) -> np.ndarray:
-        if vectors.ndim != 2 or not vectors.is_floating_point():
-            raise ValueError(
-                f"an index needs floating-point vectors [n, d], got {vectors.dtype} {tuple(vectors.shape)}"
-            )
-        x = np.ascontiguousarray(vectors.detach().cpu().float().numpy())
-        if not np.isfinite(x).all():
-            row = int(np.flatnonzero(~np.isfinite(x).all(1))[0])
-            raise ValueError(f"vector {row} has a value that is not finite; nothing was stored")
-        return x
-
     def _bill(self, kind: str, work: Work) -> None:
         self.work[kind] = self.work.get(kind, Work()) + work
+
+
+def checked_vectors(vectors: Tensor) -> np.ndarray:
+    """Vectors as FAISS takes them.
+
+    Raises:
+        ValueError: If they are not floating-point vectors, or a value is not finite.
+    """
+    if vectors.ndim != 2 or not vectors.is_floating_point():
+        raise ValueError(
+            f"an index needs floating-point vectors [n, d], got {vectors.dtype} {tuple(vectors.shape)}"
+        )
+    x = np.ascontiguousarray(vectors.detach().cpu().float().numpy())
+    if not np.isfinite(x).all():
+        row = int(np.flatnonzero(~np.isfinite(x).all(1))[0])
+        raise ValueError(f"vector {row} has a value that is not finite; nothing was stored")
+    return x

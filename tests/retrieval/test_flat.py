@@ -122,5 +122,32 @@ def test_what_is_looked_up_again_is_billed():
     crowd = Index("Flat").add(keys[:1].expand(1000, -1))
     close = crowd.search(keys[:3], 5)
     assert close.ids.tolist() == [[0, 1, 2, 3, 4]] * 3
-    # Lists of 13, 52, 208, 832 and all 1000, each out of a search of everything.
-    assert close.flops == 3 * (5 * 1000 + 13 + 52 + 208 + 832 + 1000) * 32
+    # Lists of 13, 52 and 208, each out of a search of everything; then all 1000, one by one.
+    assert close.flops == 3 * (3 * 1000 + 13 + 52 + 208 + 1000) * 32
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+@pytest.mark.parametrize("scale", [1e-22, 2.0**-72, 1.0, 1e18, 1e19, 3e19])
+def test_too_small_and_too_large_numbers(metric, scale):
+    """Products that are no normal numbers, and squares that are no finite ones though differences are."""
+    keys = vectors(300, 8) * np.float32(scale * (1 if scale < 1 or metric == "ip" else 1e-3)) + np.float32(
+        scale if metric == "l2" and scale > 1 else 0
+    )
+    queries = np.concatenate([keys[:10], vectors(10, 8, 1) * np.float32(scale)])
+    index = Index("Flat", metric).add(torch.from_numpy(keys))
+    found = index.search(torch.from_numpy(queries), 6)
+    scores = pairs(queries, keys, metric)
+    for i, row in enumerate(scores):
+        expected = sorted((-float(s), j) for j, s in enumerate(row) if np.isfinite(s))[:6]
+        assert found.ids[i][found.mask[i]].tolist() == [j for _, j in expected]
+        alone = index.search(torch.from_numpy(queries[i : i + 1]), 6)
+        assert torch.equal(alone.ids[0], found.ids[i])
+        assert torch.equal(alone.scores[0], found.scores[i])
+
+
+def test_queries_that_tell_nothing_apart_cost_a_scan_not_a_sort():
+    """A batch padded with zeros: each of them is as near to everything."""
+    index = Index("Flat").add(torch.from_numpy(vectors(5000, 16)))
+    found = index.search(torch.zeros(3, 16), 4)
+    assert found.ids.tolist() == [[0, 1, 2, 3]] * 3
+    assert found.flops == 3 * (3 * 5000 + 12 + 48 + 192 + 5000) * 32

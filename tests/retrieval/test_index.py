@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from retrieval import Index
 from retrieval.exact import exact_search
-from retrieval.runtime import faiss
+from retrieval.runtime import faiss, threads
 
 EXACT = ["Flat", "IVF16,Flat"]
 CODED = [
@@ -78,6 +82,77 @@ def test_the_batch_does_not_matter(factory):
         part = index.search(queries[:n], 5)
         assert torch.equal(part.ids, whole.ids[:n])
         assert torch.equal(part.scores, whole.scores[:n])
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        *("RR32,Flat", "PCA32,IVF16,Flat", "OPQ2_32,IVF16,PQ2x4fs", "IVF16,PQ2x4fs", "PQ2x8np", "PQ2x4fs"),
+        *("ITQ32,IVF16,Flat", "IMI2x3,Flat", "OPQ8,IVF16,PQ8x8np", "RR,IVF16,RaBitQ,RFlat"),
+    ],
+)
+def test_neither_the_place_in_a_batch_nor_threads_matter(factory):
+    """Wide parts and rotations: what would be products of matrices."""
+    index = Index(factory, "l2" if "IMI" in factory else "ip", nprobe=4).add(vectors(1500, d=64))
+    queries = vectors(40, d=64, seed=1).repeat_interleave(2, 0)
+    queries[1::2] += 1e-7
+    whole = index.search(queries, 5)
+    turned = index.search(queries.flip(0), 5)
+    with threads(2):
+        parallel = index.search(queries, 5)
+    for i, query in enumerate(queries):
+        alone = index.search(query[None], 5)
+        for found, at in ((alone, 0), (turned, len(queries) - 1 - i), (parallel, i)):
+            assert torch.equal(found.ids[at], whole.ids[i])
+            assert torch.equal(found.scores[at], whole.scores[i])
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+@pytest.mark.parametrize(
+    "factory", ["Flat", "SQfp16", "SQ8", "IVF1,Flat", "IVF4,Flat", "IVF4,SQ8", "IVF1,PQ4x4", "PQ4x4fs"]
+)
+def test_of_entries_as_near_the_first_ids_are_taken(factory, metric):
+    keys = vectors(300)
+    keys[50:250:2] = keys[50]
+    index = Index(factory, metric, nprobe=4).train(vectors(1000, seed=3)).add(keys)
+    everything = index.search(keys[50:51], 300)
+    order = sorted(zip((-everything.scores[0]).tolist(), everything.ids[0].tolist(), strict=True))
+    for k in (1, 3, 40):
+        found = index.search(keys[50:51], k)
+        assert found.ids[0].tolist() == [i for _, i in order[:k]]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "OPQ4,IVF4,PQ4x4fsr"])
+def test_copies_are_stores_of_their_own(factory):
+    index = Index(factory, "l2", nprobe=3).add(vectors(600))
+    queries = vectors(5, seed=1)
+    before = index.search(queries, 4)
+    for copied in (copy.deepcopy(index), pickle.loads(pickle.dumps(index)), copy.copy(index)):
+        assert torch.equal(copied.search(queries, 4).ids, before.ids)
+        assert (copied.nprobe, copied.work, len(copied)) == (3, index.work, 600)
+        copied.add(queries)
+        assert copied.search(queries, 1).ids[:, 0].tolist() == [600, 601, 602, 603, 604] or "PQ" in factory
+        assert torch.equal(index.search(queries, 4).ids, before.ids)
+        assert len(index) == 600
+    assert len(pickle.loads(pickle.dumps(Index("Flat")))) == 0
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF1,Flat", "PCA8,IVF1,Flat"])
+def test_threads_that_add_at_once_lose_nothing(factory):
+    for _ in range(20):
+        index = Index(factory)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(index.add, vectors(400).split(100)))
+        assert len(index) == 400
+
+
+def test_settings_that_find_nothing_are_refused():
+    index = Index("IVF4,Flat").add(vectors(200))
+    for name in ("nprobe", "ef", "k_factor"):
+        setattr(index, name, 0)
+        with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+            index.search(vectors(1), 1)
+        setattr(index, name, 8)
 
 
 # By hand, d=16, 1000 vectors, 10 queries for 5 neighbours, every list visited. Pair: 32 (ip), 48 (l2). Of what is

@@ -245,7 +245,7 @@ def test_results_are_plain_faiss_results(factory):
     found = index.search(QUERIES, K)
     np.testing.assert_allclose(-found.scores.numpy(), distances, rtol=1e-4, atol=1e-4)
     # Equal distances, of which quantized ones have many, come in another order.
-    assert (found.ids.unsqueeze(-1) == torch.from_numpy(ids).unsqueeze(-2)).any(-1).float().mean() > 0.97
+    assert (found.ids.unsqueeze(-1) == torch.from_numpy(ids).unsqueeze(-2)).any(-1).float().mean() > 0.93
 
 
 @pytest.mark.parametrize("factory", KINDS)

@@ -1,0 +1,46 @@
+"""How far two ways of computing one score may lie apart."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from retrieval.exact import Metric
+
+__all__ = ["lengths", "rounding"]
+
+# Twice the unit roundoff of float32: each of the two scores may be off to its own side.
+_TWICE = 2.0**-23
+# Where a sum of products may overflow, nothing can be said.
+_LARGEST = 1e38
+# What is lost, of each product, where numbers are too small to be normal.
+_LOST = 2.0**-125
+
+
+def lengths(x: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch"]:
+    """Euclidean lengths, in double precision: a square of a large number is no float32."""
+    return np.sqrt(np.einsum("...d,...d->...", x, x, dtype=np.float64))
+
+
+def rounding(
+    queries: Float[np.ndarray, "*batch"], keys: Float[np.ndarray, "*batch"] | float, d: int, metric: Metric
+) -> Float[np.ndarray, "*batch"]:
+    r"""The most by which two ways of rounding a score in float32 can differ.
+
+    A sum of ``d`` products is off by :math:`d\,u\,\lVert q \rVert\,\lVert x \rVert` at most, in whatever order it is
+    added up, with :math:`u = 2^{-24}` (Higham 2002, `Accuracy and Stability of Numerical Algorithms
+    <https://doi.org/10.1137/1.9780898718027>`_, section 3.1). A squared distance may be taken as a sum of both squared
+    lengths and twice a product, which cancel: :math:`(\lVert q \rVert + \lVert x \rVert)^2` in place of the product.
+
+    Args:
+        queries: Lengths of queries.
+        keys: Length of the longest key they are compared with.
+        d: Their dimension.
+        metric: ``"ip"`` or ``"l2"``.
+
+    Returns:
+        The bound, infinite where a score may overflow.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = queries * keys if metric == "ip" else (queries + keys) ** 2
+        return np.where(size < _LARGEST, _TWICE * (d + 4) * size + d * _LOST, np.inf)
