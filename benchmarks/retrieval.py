@@ -8,7 +8,7 @@ with our exact one, and with the graphs of ``hnswlib`` and ``usearch``, each at 
 that finds nine tenths of the 32 nearest (``pip install hnswlib usearch``; without them their lines are left out).
 ``--growth`` measures exact search and lists at up to ten million vectors instead.
 
-Keys are of a text-like stream (see ``benchmarks/rolling.py``), queries come from another part of it. Contestants take
+Keys are contexts in the default corpus, queries contexts in its test split (:func:`stream`). Contestants take
 turns on one thread; figures are medians of CPU time.
 """
 
@@ -20,16 +20,19 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.data import CodeCorpus
 from retrieval import Index
-from retrieval.audit import pair_scores, recall
+from retrieval.audit import recall
 from retrieval.neighbors import Neighbors
 from retrieval.runtime import blas_threshold, faiss, threads
 
@@ -43,18 +46,31 @@ PATIENCE = 4.0
 Search = Callable[[Tensor], Any]
 
 
-def stream(n: int, d: int, seed: int, vocabulary: int = 30000) -> Tensor:
-    """Keys of ``n`` positions of a text: tokens by Zipf's law, a key the fading sum of the last tokens' vectors."""
-    vectors = torch.randn(vocabulary, d, generator=torch.Generator().manual_seed(0))
-    chances = np.cumsum(1 / np.arange(1, vocabulary + 1))
-    draws = np.random.default_rng(seed).random(n + DEPTH) * chances[-1]
-    tokens = torch.from_numpy(np.searchsorted(chances, draws))
-    keys = torch.empty(n, d)
-    for i in range(0, n, TILE):
-        part = tokens[i : i + TILE + DEPTH]
-        rows = min(TILE, n - i)
-        summed = sum(FADING**age * vectors[part[DEPTH - age : DEPTH - age + rows]] for age in range(DEPTH))
-        keys[i : i + rows] = F.normalize(torch.as_tensor(summed), dim=1)
+@cache
+def tokens(split: str) -> np.ndarray:
+    """A split of the default corpus: source code of installed packages."""
+    return getattr(CodeCorpus().load(), split).tokens.astype(np.int64)
+
+
+def stream(n: int, d: int, split: str, skip: int = 0) -> Tensor:
+    """Keys of ``n`` positions of a text: the fading sum of the last tokens' vectors, of length one.
+
+    Tokens have random vectors, so contexts that share their last tokens are near each other and nothing else is. A text
+    that is too short is read again, with other vectors.
+    """
+    text, keys, done = tokens(split), torch.empty(n, d), 0
+    while done < n:
+        vectors = torch.randn(int(text.max()) + 1, d, generator=torch.Generator().manual_seed(done))
+        size = min(TILE, n - done, len(text) - skip - DEPTH)
+        while done < n and skip + DEPTH + size <= len(text):
+            part = torch.from_numpy(text[skip : skip + size + DEPTH])
+            summed = sum(
+                FADING**age * vectors[part[DEPTH - age : DEPTH - age + size]] for age in range(DEPTH)
+            )
+            keys[done : done + size] = F.normalize(torch.as_tensor(summed), dim=1)
+            done, skip = done + size, skip + size
+            size = min(size, n - done)
+        skip = 0
     return keys
 
 
@@ -87,7 +103,7 @@ def torch_search(keys: Tensor) -> Search:
 
 def exact(n: int, d: int) -> Iterator[dict[str, Any]]:
     """Ours beside raw FAISS and torch, batch by batch."""
-    keys, queries = stream(n, d, seed=1), stream(QUERIES, d, seed=2)
+    keys, queries = stream(n, d, "train"), stream(QUERIES, d, "test")
     ours, raw = Index("Flat").add(keys), faiss.IndexFlatIP(d)
     raw.add(keys.numpy())
 
@@ -108,7 +124,7 @@ def exact(n: int, d: int) -> Iterator[dict[str, Any]]:
 
 def overhead() -> Iterator[dict[str, Any]]:
     """One query of a store of 32: what is left is the call."""
-    keys, query = stream(32, 64, seed=1), stream(1, 64, seed=2)
+    keys, query = stream(32, 64, "train"), stream(1, 64, "test")
     ours, raw = Index("Flat").add(keys), faiss.IndexFlatIP(64)
     raw.add(keys.numpy())
     found = measure({"ours": lambda x: ours.search(x, 8), "faiss": lambda x: raw.search(x.numpy(), 8)}, query)
@@ -117,14 +133,14 @@ def overhead() -> Iterator[dict[str, Any]]:
 
 def lists(n: int, d: int, graphs: bool) -> Iterator[dict[str, Any]]:
     """Inverted lists beside exact search, and graphs beside them, all at the target."""
-    keys, queries = stream(n, d, seed=1), stream(QUERIES, d, seed=2)
+    keys, queries = stream(n, d, "train"), stream(QUERIES, d, "test")
     flat = Index("Flat").add(keys)
     asked = queries[:256]
     truth = flat.search(asked, K)
 
     def share(ids: Tensor) -> float:
         found = Neighbors.of(torch.zeros(ids.shape), ids)
-        return recall(found, truth, pair_scores(asked, keys[ids], "ip"))
+        return recall(found, truth, asked, keys.__getitem__, "ip")
 
     contestants: dict[str, Search] = {"exact": lambda x: flat.search(x, K)}
     names = {"exact": "exact"}
@@ -184,19 +200,31 @@ def usearch_graph(keys: Tensor) -> tuple[Search, Callable[[int], None]] | None:
 
 def growth(largest: int) -> Iterator[dict[str, Any]]:
     """Exact search and lists as a store grows, 64 dimensions, batches of 256."""
-    queries = stream(256, 64, seed=2)
+    queries = stream(256, 64, "test")
     for n in (10**power for power in range(4, round(math.log10(largest)) + 1)):
-        keys = stream(n, 64, seed=1)
+        keys = stream(n, 64, "train")
         index = Index(f"IVF{min(4096, round(4 * n**0.5))},SQ8", nprobe=16)
         index.train(keys[:: max(1, n // 2**18)])
         for part in keys.split(2**20):
             index.add(part)
         flat = Index("Flat").add(keys)
-        found = measure(
-            {"lists": lambda x: index.search(x, K), "exact": lambda x: flat.search(x, K)}, queries
-        )
+        found = measure({"lists": partial(index.search, k=K), "exact": partial(flat.search, k=K)}, queries)
         del keys
-        yield row(f"{index.factory} nprobe=16, n={n:.0e}, d=64", 256, found["lists"], found["exact"], "exact")
+        case = f"{index.factory} nprobe=16, n={n:.0e}, d=64"
+        yield {"n": n, **row(case, 256, found["lists"], found["exact"], "exact")}
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Queries a second over the number of vectors."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    sizes = [float(result["n"]) for result in results]
+    axes.loglog(sizes, [result["peer"] for result in results], "o-", label="exact")
+    axes.loglog(sizes, [result["ours"] for result in results], "s-", label="inverted lists")
+    axes.set(xlabel="vectors of 64 dimensions", ylabel="queries a second, one thread")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
 
 
 def row(case: str, batch: int, ours: tuple[float, int], peer: tuple[float, int], name: str) -> dict[str, Any]:
@@ -220,6 +248,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--small", action="store_true", help="a hundred thousand vectors only")
     parser.add_argument("--growth", type=float, metavar="N", help="measure up to this many vectors instead")
+    parser.add_argument("--plot", type=Path, help="where to draw growth")
     arguments = parser.parse_args()
     sizes = (100_000,) if arguments.small else (100_000, 1_000_000)
 
@@ -244,6 +273,8 @@ def main() -> None:
             )
             if arguments.json:
                 arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if arguments.plot and arguments.growth:
+        plot(results, arguments.plot)
 
 
 if __name__ == "__main__":

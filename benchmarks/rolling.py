@@ -3,7 +3,7 @@
     python -m benchmarks.rolling --json docs/results/rolling.json
 
 One step is what a layer does: 8 rows, 1 head, 512 new keys and values a row go in, 512 queries a row look for 32
-neighbours, and their keys and values are read; 64 dimensions. Keys are of a text-like stream, in which some come again
+neighbours, keys and values of which are read; 64 dimensions. Keys are contexts in source code, of which some come again
 and a graph finds its way, or random directions, in which it does not.
 Contestants take turns; figures are medians of CPU time on one thread. What training inverted lists costs is
 measured apart and charged as often as it comes: once a turn of the ring. `KNNMemory` is that of
@@ -52,12 +52,14 @@ def random(n: int, seed: int) -> Tensor:
 
 
 def text(n: int, seed: int) -> Tensor:
-    """Rows of a text-like stream.
+    """Rows of text, each from another place.
 
     Shapes:
         result: ``[rows, n, d]``
     """
-    return torch.stack([stream(n, D, seed * ROWS + row, vocabulary=4000) for row in range(ROWS)])
+    return torch.stack(
+        [stream(n, D, "train", skip=(seed * ROWS + row) * 40_000 % 3_000_000) for row in range(ROWS)]
+    )
 
 
 class Ours:

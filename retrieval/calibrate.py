@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from retrieval.audit import pair_scores
+from retrieval.audit import check_answerable
 from retrieval.audit import recall as share_found
 from retrieval.exact import Metric
 from retrieval.index import Index
@@ -148,12 +148,17 @@ def calibrate(
         keys: ``[n, d]``, queries: ``[m, d]``
 
     Raises:
-        ValueError: If there are no keys, or the target is not in (0, 1].
+        ValueError: If there are no keys, no queries or some that are not finite, the target is not in (0, 1], or
+            ``k`` or ``batch`` is smaller than 1.
     """
     if not len(keys):
         raise ValueError("there are no keys to calibrate on: give some of those that will be stored")
     if not 0 < recall <= 1:
         raise ValueError(f"recall must be in (0, 1], got {recall}")
+    if k < 1 or batch < 1:
+        raise ValueError(f"calibrate needs k >= 1 and batch >= 1, got k={k} and batch={batch}")
+    if queries is not None:
+        check_answerable(queries)
     n, d = keys.shape
     asked = keys[:: max(1, n // _QUERIES)][:_QUERIES] if queries is None else queries[:_QUERIES]
     group = asked.repeat(-(-batch // len(asked)), 1)[:batch]
@@ -172,7 +177,7 @@ def calibrate(
             index.factory,
             index.nprobe,
             index.ef,
-            share_found(found, truth, pair_scores(asked, keys[found.ids], metric)),
+            share_found(found, truth, asked, keys.__getitem__, metric),
             sorted(times)[_REPEATS // 2] / len(group),
             cost.flops / len(group),
             cost.bytes / len(group),

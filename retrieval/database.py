@@ -18,14 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
 from retrieval.exact import Metric
 from retrieval.flat import settle
+from retrieval.index import checked_vectors
 from retrieval.neighbors import Neighbors
+from retrieval.rounding import lengths, rounding
 from retrieval.runtime import faiss
-from retrieval.search import enroll, run_search
+from retrieval.search import Searchable, check_queries, run_search
 from retrieval.work import Work
 
 __all__ = ["LanceIndex"]
@@ -34,7 +37,7 @@ __all__ = ["LanceIndex"]
 _QUERIES, _ROWS = 256, 1 << 16
 
 
-class LanceIndex:
+class LanceIndex(Searchable):
     r"""Vectors in a table of `LanceDB <https://lancedb.github.io/lancedb/>`_, with the interface of an ``Index``.
 
     The database compares a query with every row: an index that the table has is passed over, because how much an
@@ -42,9 +45,10 @@ class LanceIndex:
     shortlist is scored again in 32 bits, one pair at a time (:func:`retrieval.flat.settle`), so the answers are those
     of ``Index("Flat")`` bit for bit, in the order (score descending, id ascending), whatever else is in the batch.
 
-    Ids are a column of the table. :meth:`add` counts them up from 0, or from the largest one that is there. On first
-    use a table is read through once: its ids must be distinct and its numbers finite. What other processes add
-    later is seen by the next :meth:`add`, or by a new ``LanceIndex``.
+    Ids are a column of the table. :meth:`add` counts them up from 0, or from the largest one that is there; who adds
+    through a ``LanceIndex``, in whatever process, waits for the others. On first use a table is read through once: its
+    ids must be distinct and its numbers finite. What other processes add later is seen by the next :meth:`add`, or by a
+    new ``LanceIndex``.
 
     Work, by formula, since the database counts none: a search compares each query with all :math:`n` rows (``2 d``
     operations by inner product, ``3 d`` by squared distance, ``4 d`` bytes read) and once more with each of its
@@ -82,19 +86,20 @@ class LanceIndex:
         if metric not in ("ip", "l2"):
             raise ValueError(f"metric must be 'ip' or 'l2', got {metric!r}")
         self._lance, self._arrow = _client("lancedb"), _client("pyarrow")
-        self.path, self.table, self.metric = Path(path), table, metric
+        self.path, self.table = Path(path), table
+        self.metric: Metric = metric
         self.work: dict[str, Work] = {}
         self.seconds = 0.0
         self._vector, self._id = vector, id
         self._open: Any = None
         self._process = os.getpid()
-        self._d = self._n = self._next = 0
-        self._longest = 0.0
-        self._number = enroll(self)
+        self._d, self._longest = 0, 0.0
+        # Ascending: where one is in here is its place in results, which may be ordered by 32 bits only.
+        self._ids = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         self._ready()
-        return self._n
+        return len(self._ids)
 
     def __repr__(self) -> str:
         return (
@@ -123,28 +128,41 @@ class LanceIndex:
             vectors: ``[n, d]``
 
         Raises:
-            ValueError: If a value is not finite, or the table stores vectors of another dimension.
+            ValueError: If a value is not finite, the table stores vectors of another dimension, or another program
+                has written the same ids meanwhile.
         """
-        x = _checked(vectors)
+        x = checked_vectors(vectors)
         begin = time.perf_counter()
-        table = self._ready(latest=True)
-        if table is not None and x.shape[1] != self._d:
-            raise ValueError(f"vectors of {x.shape[1]} dimensions, the table stores {self._d}")
-        if not len(x):
-            return self
-        ids = np.arange(self._next, self._next + len(x))
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Two that add at once would both give out the ids behind the largest one.
+        with FileLock(self.path / f"{self.table}.lock"):
+            table = self._ready(latest=True)
+            if table is not None and x.shape[1] != self._d:
+                raise ValueError(f"vectors of {x.shape[1]} dimensions, the table stores {self._d}")
+            if len(x):
+                self._append(table, x)
+        self.seconds += time.perf_counter() - begin
+        return self
+
+    def _append(self, table: Any, x: np.ndarray) -> None:
+        first = int(self._ids.max(initial=-1)) + 1
+        ids = np.arange(first, first + len(x))
         lists = self._arrow.FixedSizeListArray.from_arrays(self._arrow.array(x.ravel()), x.shape[1])
         rows = self._arrow.table({self._id: self._arrow.array(ids), self._vector: lists})
         if table is None:
             self._open = self._lance.connect(self.path).create_table(self.table, rows)
-            self._d = x.shape[1]
+            self._d, alone = x.shape[1], True
         else:
+            before = table.version
             table.add(rows)
-        self._took_in(ids, x)
-        self.seconds += time.perf_counter() - begin
+            alone = table.version == before + 1
+        if alone:
+            self._ids = np.concatenate([self._ids, ids])
+            self._longest = max(self._longest, float(lengths(x).max()))
+        else:  # a program that knows no lock of ours has written in between
+            self._read()
         size = len(x) * (4 * x.shape[1] + 8)
         self.work["add"] = self.work.get("add", Work()) + Work(bytes_read=size, bytes_written=size)
-        return self
 
     def search(self, queries: Float[Tensor, "*batch d"], k: int) -> Neighbors:
         """The ``k`` nearest stored vectors of each query, by (score descending, id ascending).
@@ -155,13 +173,12 @@ class LanceIndex:
             queries: ``[*batch, d]``, result: ``[*batch, k]``
 
         Raises:
-            ValueError: If ``k < 1`` or the dimension is another than what is stored.
+            ValueError: If queries are no floating-point vectors of the dimension that is stored, or ``k < 1``.
         """
-        if k < 1:
-            raise ValueError(f"search needs k >= 1, got {k}")
+        check_queries(queries, k)
         if len(self) and queries.shape[-1] != self._d:
             raise ValueError(f"queries of {queries.shape[-1]} dimensions, the table stores {self._d}")
-        return run_search(self._number, [queries], k)
+        return run_search(self, [queries], k)
 
     def neighbors(self, inputs: Sequence[Tensor], k: int) -> Neighbors:
         """The search behind the operator; call :meth:`search`."""
@@ -170,7 +187,8 @@ class LanceIndex:
         if not len(self) or not len(x):
             return Neighbors.none(*batch, k)
         real = np.isfinite(x).all(1)
-        asked, most, compared = x[real], min(k, self._n), 0
+        asked, stored, compared = x[real], len(self), 0
+        most = min(k, stored)
 
         def shortlist(rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             nonlocal compared
@@ -183,18 +201,19 @@ class LanceIndex:
 
         found = np.full((len(x), k), -1, np.int64)
         best = np.zeros((len(x), k), np.float32)
-        best[real, :most], found[real, :most], listed = settle(
-            shortlist, len(asked), self._n, most, lambda: self._error(asked)
+        best[real, :most], places, listed = settle(
+            shortlist, len(asked), stored, most, lambda: self._error(asked)
         )
+        found[real, :most] = np.where(places < 0, -1, self._ids[places])
         pair, row = (2 if self.metric == "ip" else 3) * self._d, 4 * self._d
-        work = Work(pair * (compared * self._n + listed), bytes_read=row * compared * self._n)
+        work = Work(pair * (compared * stored + listed), bytes_read=row * compared * stored)
         work += Work(0, row + 12, row + 12, row + 12) * listed
         hits = Neighbors.of(torch.from_numpy(best), torch.from_numpy(found), **work.counts)
         shape = (*batch, k)
         return Neighbors(hits.scores.view(shape), hits.ids.view(shape), hits.mask.view(shape), **hits.work)
 
     def _shortlist(self, x: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Exact scores and ids of what the database finds nearest, and its own score of the last."""
+        """Exact scores of what the database finds nearest, its places among all ids, and its own score of the last."""
         inner = self.metric == "ip"
         rows = (
             self._ready()
@@ -210,24 +229,25 @@ class LanceIndex:
         order = np.argsort(which, kind="stable")
         row = which[order]
         place = np.arange(len(row)) - np.searchsorted(row, row)
-        ids, at = np.full((len(x), length), -1), np.full((len(x), length), -1)
-        ids[row, place], at[row, place] = rows[self._id].to_numpy()[order], order
+        places, at = np.full((len(x), length), -1), np.full((len(x), length), -1)
+        ids = rows[self._id].to_numpy().astype(np.int64)[order]
+        places[row, place], at[row, place] = np.searchsorted(self._ids, ids), order
         last = np.full(len(x), -np.inf)
         distances = rows["_distance"].to_numpy()
         full = np.flatnonzero(at[:, -1] >= 0)
         last[full] = (1 - distances if inner else -distances)[at[full, -1]]
-        scores = np.empty(ids.shape, np.float32)
+        scores = np.empty(at.shape, np.float32)
         compare = faiss.fvec_inner_products_by_idx if inner else faiss.fvec_L2sqr_by_idx
         arrays = (scores, np.ascontiguousarray(x), _vectors(rows[self._vector], self._d), at)
-        compare(*map(faiss.swig_ptr, arrays), self._d, *ids.shape)
+        compare(*map(faiss.swig_ptr, arrays), self._d, *at.shape)
         scores[at < 0] = -np.inf if inner else np.inf
-        return (scores if inner else 0 - scores), ids, last
+        return (scores if inner else 0 - scores), places, last
 
     def _error(self, x: np.ndarray) -> np.ndarray:
-        """Twice the bound on what rounding does to a sum of ``d`` products and to a distance made of it."""
-        lengths = np.sqrt(np.einsum("nd,nd->n", x, x))
-        size = 1 + lengths * self._longest if self.metric == "ip" else (lengths + self._longest) ** 2
-        return 2 * (self._d + 6) * 2.0**-24 * size
+        # The database gives one minus an inner product, which is rounded to the size of the one.
+        own = 2.0**-22 if self.metric == "ip" else 0.0
+        # Where a sum may overflow, no list is long enough but the whole.
+        return own + np.nan_to_num(rounding(lengths(x), self._longest, self._d + 2, self.metric))
 
     def _ready(self, *, latest: bool = False) -> Any:
         """The table, open and read through; None where there is none yet."""
@@ -249,7 +269,9 @@ class LanceIndex:
 
     def _read(self) -> None:
         """Check the table's columns and every row of it."""
-        schema, types = self._open.schema, self._arrow.types
+        # Until all is well it is not open: whoever goes on after an error is told of it again.
+        opened, self._open = self._open, None
+        schema, types = opened.schema, self._arrow.types
         place = f"table {self.table!r} of {self.path}"
         if not {self._id, self._vector} <= set(schema.names):
             raise ValueError(f"{place} has columns {schema.names}: name two of them with vector= and id=")
@@ -258,27 +280,24 @@ class LanceIndex:
             raise ValueError(f"column {self._vector!r} of {place} is {kind}, not a list of d floats")
         if not types.is_integer(schema.field(self._id).type):
             raise ValueError(f"column {self._id!r} of {place} is no column of whole numbers")
-        self._d, self._n, self._next, self._longest = kind.list_size, 0, 0, 0.0
-        seen = [np.zeros(0, np.int64)]
-        for ids, vectors in self._rows():
+        self._d = kind.list_size
+        seen, longest = [np.zeros(0, np.int64)], 0.0
+        for ids, vectors in self._rows(opened):
             if len(vectors) != len(ids) or not np.isfinite(vectors).all() or ids.min(initial=0) < 0:
                 raise ValueError(
                     f"{place} has rows whose vector is missing or not finite or whose id is negative: delete them"
                 )
             seen.append(ids)
-            self._took_in(ids, vectors)
-        if len(np.unique(np.concatenate(seen))) != self._n:
+            longest = max(longest, float(lengths(vectors).max(initial=0)))
+        every = np.sort(np.concatenate(seen))
+        if not np.diff(every).all():
             raise ValueError(f"{place} has the same id more than once: make column {self._id!r} distinct")
+        self._open, self._ids, self._longest = opened, every, longest
 
-    def _rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for batch in self._open.search().select([self._id, self._vector]).to_batches(_ROWS):
+    def _rows(self, opened: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in opened.search().select([self._id, self._vector]).to_batches(_ROWS):
             ids = batch.column(self._id).to_numpy(zero_copy_only=False).astype(np.int64)
             yield ids, _vectors(batch.column(self._vector), self._d)
-
-    def _took_in(self, ids: np.ndarray, vectors: np.ndarray) -> None:
-        longest = float(np.einsum("nd,nd->n", vectors, vectors).max(initial=0)) ** 0.5
-        self._n, self._longest = self._n + len(ids), max(self._longest, longest)
-        self._next = max(self._next, int(ids.max(initial=-1)) + 1)
 
 
 def _client(name: str) -> Any:
@@ -295,15 +314,3 @@ def _vectors(column: Any, d: int) -> np.ndarray:
     parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
     flat = np.concatenate([np.zeros(0, np.float32), *parts])
     return np.ascontiguousarray(flat.astype(np.float32).reshape(-1, d))
-
-
-def _checked(vectors: Tensor) -> np.ndarray:
-    if vectors.ndim != 2 or not vectors.is_floating_point():
-        raise ValueError(
-            f"an index needs floating-point vectors [n, d], got {vectors.dtype} {tuple(vectors.shape)}"
-        )
-    x = np.ascontiguousarray(vectors.detach().cpu().float().numpy())
-    if not np.isfinite(x).all():
-        row = int(np.flatnonzero(~np.isfinite(x).all(1))[0])
-        raise ValueError(f"vector {row} has a value that is not finite; nothing was stored")
-    return x

@@ -9,7 +9,7 @@ import numpy as np
 
 from retrieval.exact import Metric
 from retrieval.ordering import NOTHING, in_order, unpacked, words
-from retrieval.rounding import lengths, rounding
+from retrieval.rounding import largest_rounding, lengths, rounding
 from retrieval.runtime import blas_threshold, faiss
 from retrieval.work import Work, code_work
 
@@ -127,48 +127,79 @@ class FlatSearch:
 
     def __call__(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
         """Scores and ids of the ``k`` nearest, at most as many as are stored, in order; and what it took."""
-        index, n, stored = self.index, len(x), self.index.ntotal
-        asked = reads = 0
+        n, stored = len(x), self.index.ntotal
+        k = min(k, stored)
+        length = min(stored, k + margin(k))
+        if n * length > _RESULTS:
+            parts = [self(x[i : i + _RESULTS // length], k) for i in range(0, n, _RESULTS // length)]
+            scores, ids, works = zip(*parts, strict=True)
+            return np.concatenate(scores), np.concatenate(ids), sum(works, Work())
+        first = scores, ids, last = self._shortlist(x, length)
+        if length == stored or not (scores[:, k - 1] - last).min() > largest_rounding(
+            x, self._longest_key(), self._metric
+        ):
+            return self._settled(x, k, length, first)
+        # What nearly every search comes to, in few steps: they are what a small one costs.
+        if (scores[:, 1:] >= scores[:, :-1]).any():
+            scores, ids = in_order(scores, ids)
+        scores, ids = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k])
+        return scores, ids, self._work(n, n + stored, n * length)
+
+    def _settled(
+        self, x: np.ndarray, k: int, longest: int, first: tuple[np.ndarray, np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, Work]:
+        """The same, where the first shortlist is not enough for all."""
+        n, stored = len(x), self.index.ntotal
+        asked, reads = n, n + stored
 
         def shortlist(rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             nonlocal asked, reads
-            queries = x if len(rows) == n else x[rows]
+            if length == longest:
+                return first
             asked, reads = asked + len(rows), reads + len(rows) + stored
-            scores = np.empty((len(rows), length), np.float32)
-            ids = np.empty((len(rows), length), np.int64)
-            pointers = [faiss.swig_ptr(array) for array in (queries, scores, ids)]
-            # On one core a product of matrices wins from four queries up.
-            with blas_threshold(4 * index.d):
-                index.search_c(len(rows), pointers[0], length, *pointers[1:])
-            last = scores[:, -1].copy()
-            if ids[:, -1].min() < 0:  # what FAISS has dropped because its own score was no number
-                scores[ids < 0] = np.inf
-            index.compute_distance_subset(len(rows), pointers[0], length, *pointers[1:])
-            return (scores, ids, last) if self._metric == "ip" else (0 - scores, ids, 0 - last)
+            return self._shortlist(x[rows], length)
 
         def every(row: int) -> np.ndarray:
             scores, ids = np.empty(stored, np.float32), np.arange(stored)
-            query = np.ascontiguousarray(x[row])
-            index.compute_distance_subset(
-                1, faiss.swig_ptr(query), stored, faiss.swig_ptr(scores), faiss.swig_ptr(ids)
-            )
-            return scores if self._metric == "ip" else 0 - scores
+            return self._exact(x[row : row + 1], scores, ids)
 
-        found, ids, listed = settle(shortlist, n, stored, min(k, stored), lambda: self._error(x), every)
+        def error() -> np.ndarray:
+            return rounding(lengths(x), self._longest_key(), self.index.d, self._metric)
+
+        found, ids, listed = settle(shortlist, n, stored, k, error, every)
+        return found, ids, self._work(asked, reads, listed)
+
+    def _work(self, asked: int, reads: int, listed: int) -> Work:
+        """Of as many queries in products, vectors read for these, and pairs compared one by one."""
         pair = self._pair
-        work = Work(
-            pair.flops * (asked * stored + listed),
-            # Where queries are multiplied with what is stored, each matrix is read once.
-            pair.bytes_read * (reads + listed),
-            bytes_random=pair.bytes_read * listed,
+        read = pair.bytes_read * listed
+        return Work(
+            pair.flops * (asked * self.index.ntotal + listed), pair.bytes_read * reads + read, 0, read
         )
-        return found, ids, work
 
-    def _error(self, x: np.ndarray) -> np.ndarray:
+    def _shortlist(self, x: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As :func:`settle` wants it."""
+        index, n = self.index, len(x)
+        scores, ids = np.empty((n, length), np.float32), np.empty((n, length), np.int64)
+        # On one core a product of matrices wins from four queries up.
+        with blas_threshold(4 * index.d):
+            index.search_c(n, faiss.swig_ptr(x), length, faiss.swig_ptr(scores), faiss.swig_ptr(ids))
+        last = scores[:, -1].copy()
+        if ids[:, -1].min() < 0:  # what FAISS has dropped because its own score was no number
+            scores[ids < 0] = np.inf
+        return self._exact(x, scores, ids), ids, last if self._metric == "ip" else 0 - last
+
+    def _exact(self, x: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Scores of pairs one by one, into an array as large as that of the ids."""
+        query, found, names = map(faiss.swig_ptr, (x, scores, ids))
+        self.index.compute_distance_subset(len(x), query, ids.size // len(x), found, names)
+        return scores if self._metric == "ip" else 0 - scores
+
+    def _longest_key(self) -> float:
         index = self.index
         while self._seen < index.ntotal:
             begin, n = self._seen, min(index.ntotal - self._seen, 1 << 16)
             stored = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
             rows = stored[begin * index.d : (begin + n) * index.d].reshape(n, index.d)
             self._longest, self._seen = max(self._longest, float(lengths(rows).max())), begin + n
-        return rounding(lengths(x), self._longest, index.d, self._metric)
+        return self._longest

@@ -18,7 +18,7 @@ from retrieval.exact import Metric
 from retrieval.kinds import core, refuse_unpriced
 from retrieval.neighbors import Neighbors
 from retrieval.runtime import blas_threshold, counters_lock, faiss
-from retrieval.search import enroll, run_search
+from retrieval.search import Searchable, check_queries, run_search
 from retrieval.searching import IndexSearch, SearchSettings
 from retrieval.snapshot import SnapshotError, open_snapshot, writing_snapshot
 from retrieval.work import Work, counted_search
@@ -28,7 +28,7 @@ __all__ = ["Index", "checked_vectors"]
 _KIND, _VERSION, _FILE = "index", 1, "index.faiss"
 
 
-class Index:
+class Index(Searchable):
     r"""Vectors in a FAISS index, named by a FAISS factory string.
 
     `The Faiss library <https://arxiv.org/abs/2401.08281>`_. Scores are larger for nearer entries: the inner product, or
@@ -69,7 +69,6 @@ class Index:
         self._index: Any = None
         self._mapped = False
         self._search = IndexSearch()
-        self._number = enroll(self)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("factory", "metric", "nprobe", "ef", "k_factor", "work", "seconds")
@@ -161,16 +160,15 @@ class Index:
             queries: ``[*batch, d]``, result: ``[*batch, k]``
 
         Raises:
-            ValueError: If ``k < 1`` or the dimension is another than what is stored.
+            ValueError: If queries are no floating-point vectors of the dimension that is stored, or ``k < 1``.
         """
-        if k < 1:
-            raise ValueError(f"search needs k >= 1, got {k}")
+        check_queries(queries, k)
         for name in ("nprobe", "ef", "k_factor"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self._index is not None and queries.shape[-1] != self._index.d:
             raise ValueError(f"queries of {queries.shape[-1]} dimensions, the index stores {self._index.d}")
-        return run_search(self._number, [queries], k)
+        return run_search(self, [queries], k)
 
     def save(self, path: str | Path) -> None:
         """Write the index into a folder, whole or not at all; what is there is replaced.

@@ -94,10 +94,10 @@ class Neighbors:
         )
 
     @classmethod
-    def none(cls, *shape: int, device: torch.device | str | None = None) -> Neighbors:
+    def none(cls, *shape: int, device: torch.device | str = "cpu") -> Neighbors:
         """No neighbour at all, in ``shape`` ``[*batch, k]``."""
         return cls(
-            scores=torch.zeros(shape, device=device),
+            scores=torch.zeros(shape, dtype=torch.float32, device=device),
             ids=torch.zeros(shape, dtype=torch.int64, device=device),
             mask=torch.zeros(shape, dtype=torch.bool, device=device),
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Float
 
 from retrieval.exact import Metric
 
-__all__ = ["lengths", "rounding"]
+__all__ = ["largest_rounding", "lengths", "rounding"]
 
 # Twice the unit roundoff of float32: each of the two scores may be off to its own side.
 _TWICE = 2.0**-23
@@ -44,3 +46,17 @@ def rounding(
     with np.errstate(over="ignore", invalid="ignore"):
         size = queries * keys if metric == "ip" else (queries + keys) ** 2
         return np.where(size < _LARGEST, _TWICE * (d + 4) * size + d * _LOST, np.inf)
+
+
+def largest_rounding(x: Float[np.ndarray, "n d"], keys: float, metric: Metric) -> float:
+    """The largest :func:`rounding` of some queries, in fewer steps.
+
+    Args:
+        x: The queries.
+        keys: Length of the longest key.
+        metric: ``"ip"`` or ``"l2"``.
+    """
+    d = x.shape[1]
+    query = math.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64).max())
+    size = query * keys if metric == "ip" else (query + keys) ** 2
+    return _TWICE * (d + 4) * size + d * _LOST if size < _LARGEST else math.inf

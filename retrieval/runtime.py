@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch  # isort: skip  (must come before faiss)
 import faiss as _faiss  # isort: skip
@@ -21,14 +22,17 @@ from threadpoolctl import threadpool_limits  # isort: skip
 # FAISS ships type stubs that know half of its names.
 faiss: Any = _faiss
 
-__all__ = ["blas_threshold", "counters_lock", "faiss", "threads"]
+__all__ = ["ProcessLock", "blas_threshold", "counters_lock", "faiss", "threads"]
 
 
-class _ProcessLock:
+class ProcessLock:
     """A re-entrant lock that a forked child gets afresh: the thread that held it does not exist there."""
+
+    _all: ClassVar[weakref.WeakSet[ProcessLock]] = weakref.WeakSet()
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._all.add(self)
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -36,13 +40,16 @@ class _ProcessLock:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def renew(self) -> None:
-        self._lock = threading.RLock()
+    @classmethod
+    def renew(cls) -> None:
+        """Make every lock anew, held by nobody."""
+        for lock in cls._all:
+            lock._lock = threading.RLock()
 
 
 # FAISS counts its work in process-wide variables, and concurrent add and search on one index crash, so calls
 # into FAISS are made one at a time.
-counters_lock = _ProcessLock()
+counters_lock = ProcessLock()
 
 
 @contextmanager
@@ -92,7 +99,7 @@ def blas_threshold(n_queries: int) -> Iterator[None]:
 
 def _after_fork_in_child() -> None:
     # OpenMP's worker threads do not survive a fork; with one thread nobody waits for them.
-    counters_lock.renew()
+    ProcessLock.renew()
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)
 

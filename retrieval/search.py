@@ -7,68 +7,85 @@ has cost: a number known only afterwards, because it depends on how many stored 
 
 from __future__ import annotations
 
-import itertools
 import threading
-import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
+from retrieval.enrollment import Enrolled, enroll, enrolled
 from retrieval.neighbors import Neighbors
+from retrieval.runtime import ProcessLock
 
-__all__ = ["Searchable", "enroll", "run_search"]
+__all__ = ["Searchable", "check_queries", "run_search"]
 
 
-@runtime_checkable
-class Searchable(Protocol):
+class Searchable(Enrolled):
     """Anything that finds ``k`` neighbours for tensors that share a batch shape."""
 
     def neighbors(self, inputs: Sequence[Tensor], k: int) -> Neighbors:
         """The search itself, on the CPU."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} needs a method neighbors(inputs, k)")
 
 
-# An operator's arguments are tensors and numbers, so a store is named by a number; the table keeps none alive.
-_enrolled: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
-_last_work: dict[int, dict[str, int]] = {}
+class _LastCall(threading.local):
+    """The store and the work of a thread's last search: who counts asks in that thread, right after it."""
+
+    store = -1
+    work: dict[str, int] | None = None
+
+
+_last = _LastCall()
 # Of every search: FLOPs, and bytes read, written and random.
 _all_work = [0, 0, 0, 0]
-_adding = threading.Lock()
+_adding = ProcessLock()
 
 
-def enroll(searchable: Searchable) -> int:
-    """Number by which the operator finds a store for as long as the store lives."""
-    number = next(_numbers)
-    _enrolled[number] = searchable
-    weakref.finalize(searchable, _last_work.pop, number, None)
-    return number
+def check_queries(queries: Tensor, k: int) -> None:
+    """Refuse what is no batch of vectors.
+
+    Args:
+        queries: What a store of vectors is asked.
+        k: Neighbours per query.
+
+    Raises:
+        ValueError: If they are no floating-point numbers or have no axis of dimensions, or ``k < 1``.
+    """
+    if not queries.ndim or not queries.is_floating_point():
+        raise ValueError(
+            f"search needs floating-point queries [*batch, d], got {queries.dtype} {tuple(queries.shape)}"
+        )
+    if k < 1:
+        raise ValueError(f"search needs k >= 1, got {k}")
 
 
-def run_search(number: int, inputs: Sequence[Tensor], k: int) -> Neighbors:
-    """Search the store of that number through the operator, so that a FLOP counter sees it.
+def run_search(store: Searchable, inputs: Sequence[Tensor], k: int) -> Neighbors:
+    """Search a store through the operator, so that a FLOP counter sees it.
 
     Where nobody looks on and tensors are plain ones on the CPU, the operator would change nothing, and dispatching it
     takes longer than a search of a small store: then it is not called.
     """
+    number = enroll(store)
+    if torch.compiler.is_compiling():  # what a search has cost is known to no compiler
+        return Neighbors(*torch.ops.mnemograph.search([x.detach() for x in inputs], number, k))
     if not _watched() and all(type(x) is Tensor and x.is_cpu for x in inputs):
-        searchable = _living(number)
-        found = searchable.neighbors([x.detach() if x.requires_grad else x for x in inputs], k)
+        found = store.neighbors([x.detach() if x.requires_grad else x for x in inputs], k)
         _count(number, found)
         return found
+    _last.work = None
     scores, ids, mask = torch.ops.mnemograph.search([x.detach() for x in inputs], number, k)
-    return Neighbors(scores, ids, mask, **_last_work.get(number, {}))
+    # Without data nothing was searched, and there is no work.
+    return Neighbors(scores, ids, mask, **(_last.work or {}))
 
 
 def _watched() -> bool:
-    """Whether anything wants to see operators: a counter, a compiler, a tracer, a profiler, a transform."""
+    """Whether anything wants to see operators: a counter, a tracer, a profiler, a transform."""
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
@@ -81,23 +98,16 @@ def _watched() -> bool:
     schema="(Tensor[] inputs, int store, int k) -> (Tensor, Tensor, Tensor)",
 )
 def _search(inputs: Sequence[Tensor], store: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    found = _living(store).neighbors([x.cpu() for x in inputs], k)
+    found = enrolled(store).neighbors([x.cpu() for x in inputs], k)
     _count(store, found)
     device = inputs[0].device
     return found.scores.to(device), found.ids.to(device), found.mask.to(device)
 
 
-def _living(store: int) -> Searchable:
-    searchable = _enrolled.get(store)
-    if searchable is None:
-        raise RuntimeError(f"store {store} of this search no longer exists; keep a reference to it")
-    return searchable
-
-
 def _count(store: int, found: Neighbors) -> None:
-    work = _last_work[store] = found.work
+    _last.store, _last.work = store, found.work
     with _adding:
-        for place, amount in enumerate((found.flops, *_access(work))):
+        for place, amount in enumerate((found.flops, *_access(found.work))):
             _all_work[place] += amount
 
 
@@ -122,15 +132,23 @@ def _batch_shape(inputs: Sequence[Tensor]) -> tuple[int, ...]:
 def _price(
     inputs: Sequence[Tensor], store: int, k: int, *_: object, out_val: Any = None, **__: object
 ) -> int:
-    if inputs[0].is_meta or store not in _last_work:
+    if inputs[0].is_meta or isinstance(inputs[0], FakeTensor):
         raise NotImplementedError(
-            "the price of a search depends on the stored data: count a real call, not a meta one"
+            "the price of a search depends on the stored data: count a real call, not one of meta or fake tensors"
         )
-    return _last_work[store]["flops"]
+    return _work(store)["flops"]
+
+
+def _work(store: int) -> dict[str, int]:
+    if _last.work is None or _last.store != store:
+        raise NotImplementedError(
+            f"no search of store {store} was the last of this thread: ask right after one"
+        )
+    return _last.work
 
 
 def _bytes(inputs: Sequence[Tensor], store: int, k: int, *_: object, **__: object) -> tuple[int, int, int]:
-    return _access(_last_work[store])
+    return _access(_work(store))
 
 
 def _access(work: dict[str, int]) -> tuple[int, int, int]:

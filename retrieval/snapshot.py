@@ -7,6 +7,7 @@ a damaged, cut or foreign folder is refused by name instead of being searched.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import json
@@ -26,6 +27,7 @@ __all__ = [
     "checksum",
     "clear_leftovers",
     "flush",
+    "make_folder",
     "open_snapshot",
     "read_manifest",
     "remove_snapshot",
@@ -51,15 +53,22 @@ def writing_snapshot(path: str | Path, kind: str, version: int, about: Mapping[s
     Whoever is killed at any moment leaves the old snapshot or the new one. Where the system cannot exchange two folders
     in one step the old one stands aside for an instant, and :func:`open_snapshot` puts it back if that was the end.
 
+    Nobody's files are deleted: what is replaced is an empty folder or a snapshot of the same kind with nothing else in
+    it. A symbolic link stays, and what it points to is replaced.
+
     Args:
-        path: Where the snapshot shall be. What is there is replaced.
+        path: Where the snapshot shall be.
         kind: What it is, for example ``"neighbor table"``.
         version: Version of that kind's format.
         about: Anything JSON-able to keep in the manifest; read when the block ends, so it may be filled inside.
+
+    Raises:
+        FileExistsError: If there is something else at ``path``; it stays.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path).resolve()
+    make_folder(path.parent)
     _recover(path)
+    _check_ours(path, kind)
     clear_leftovers(path.parent, path.name)
     beside = path.with_name(f".{path.name}.writing-{_writer()}")
     beside.mkdir()
@@ -71,6 +80,7 @@ def writing_snapshot(path: str | Path, kind: str, version: int, about: Mapping[s
             flush(file)
         _write_manifest(beside / _MANIFEST, kind, version, files, about)
         flush(beside)
+        _check_ours(path, kind)  # it may have come in the meantime
         if path.exists():
             _replace(path, beside)
         else:
@@ -94,10 +104,12 @@ def open_snapshot(path: str | Path, kind: str, version: int, *, verify: bool = T
     """
     path = Path(path)
     if not path.exists():
-        _recover(path)
+        _recover(path.resolve())
     files, about = read_manifest(path / _MANIFEST, kind, version)
     for name, is_ in files.items():
         file = path / name
+        if not {"bytes", "sha256"} <= is_.keys():
+            raise SnapshotError(_damaged(path / _MANIFEST))
         if not file.is_file():
             raise SnapshotError(f"{file} is missing: delete {path} and build it again")
         if file.stat().st_size != is_["bytes"]:
@@ -121,17 +133,23 @@ def read_manifest(file: Path, kind: str, version: int) -> tuple[dict[str, Any], 
         SnapshotError: If there is none, it is damaged, of another kind or a newer format.
     """
     path = file.parent
-    damaged = SnapshotError(f"{file} is damaged or foreign: delete {path} and build it again")
     try:
         text = file.read_text(encoding="utf-8")
-        manifest = json.loads(text)
-        found, newest, files, about = (manifest[name] for name in ("kind", "version", "files", "about"))
+        found, newest, files, about = _parts(text)
         newer = newest > version
     except FileNotFoundError:
         what = f"{path} holds no {kind}" if path.exists() else f"there is no {kind} at {path}"
         raise SnapshotError(f"{what}: build it first") from None
-    except (ValueError, KeyError, TypeError, NotADirectoryError):
-        raise damaged from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        NotADirectoryError,
+        IsADirectoryError,
+    ):
+        raise SnapshotError(_damaged(file)) from None
     if found != kind:
         raise SnapshotError(f"{path} is a {found}, not a {kind}: give another path")
     if newer:
@@ -139,9 +157,8 @@ def read_manifest(file: Path, kind: str, version: int) -> tuple[dict[str, Any], 
             f"{path} has format {newest} of a {kind}, this version reads up to {version}: update mnemograph, or build "
             "it again"
         )
-    # Manifests had no checksum of themselves at first: nothing but these four names.
-    if set(manifest) != {"kind", "version", "files", "about"} and not _sealed(text):
-        raise damaged
+    if not _sealed(text):
+        raise SnapshotError(_damaged(file))
     return files, about
 
 
@@ -168,13 +185,21 @@ def remove_snapshot(path: Path) -> None:
 
 def clear_leftovers(folder: Path, name: str = "*") -> None:
     """Delete what writers of this machine that no longer run left half written in a folder."""
-    for path in folder.glob(f".{name}.writing-*"):
+    for path in folder.glob(f".{name if name == '*' else glob.escape(name)}.writing-*"):
         host, _, rest = path.name.rpartition(".writing-")[2].rpartition("@")[0].rpartition("-")
         if host == platform.node() and not _runs(rest):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those it lies in, so that they are still there after a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        flush(path.parent)
 
 
 def checksum(file: Path) -> str:
@@ -204,6 +229,41 @@ def _write_manifest(
     flush(file)
 
 
+def _parts(text: str) -> tuple[Any, Any, dict[str, dict[str, Any]], dict[str, Any]]:
+    """Kind, version, files and description in a manifest's text; an error of any kind if it is none."""
+    manifest = json.loads(text)
+    kind, version, files, about = (manifest[name] for name in ("kind", "version", "files", "about"))
+    if not all(isinstance(entry, dict) for entry in (files, about, *files.values())):
+        raise TypeError("not a manifest")
+    return kind, version, files, about
+
+
+def _damaged(file: Path) -> str:
+    return f"{file} is damaged or foreign: delete {file.parent} and build it again"
+
+
+def _check_ours(path: Path, kind: str) -> None:
+    """Refuse to replace what is not a snapshot of that kind, or holds other files; a damaged one may go."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"{path} is a file: give another path for the {kind}, or delete it first")
+    if path == Path.cwd():
+        raise FileExistsError(f"{path} is the folder you are in: give the name of a folder inside of it")
+    names = sorted(entry.name for entry in path.iterdir())
+    if not names:
+        return
+    try:
+        found, _, files, _ = _parts((path / _MANIFEST).read_text(encoding="utf-8"))
+        known = {_MANIFEST, *files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        found, known = kind, set()
+    other = [name for name in names if name not in known]
+    if found != kind or other:
+        what = f"something else ({other[0]})" if found == kind else f"another kind of snapshot ({found})"
+        raise FileExistsError(f"{path} holds {what}: give another path for the {kind}, or delete it first")
+
+
 def _sealed(text: str) -> bool:
     before, _, rest = text.rpartition(_SEAL)
     seal, after = rest[:64], rest[64:]
@@ -214,7 +274,7 @@ def _replace(path: Path, beside: Path) -> None:
     if exchange(beside, path):  # what was there is now beside, and goes
         return
     # A folder cannot be renamed onto a full one: step the old one aside, readers keep their open files.
-    old = path.with_name(f".{path.name}.old")
+    old = path.with_name(f".{path.name}.stepped-aside")
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
     beside.rename(path)
@@ -223,7 +283,7 @@ def _replace(path: Path, beside: Path) -> None:
 
 def _recover(path: Path) -> None:
     """Put back what a writer had stepped aside when it was killed; one that runs puts the new one there itself."""
-    old = path.with_name(f".{path.name}.old")
+    old = path.with_name(f".{path.name}.stepped-aside")
     for _ in range(20):
         if path.exists() or not old.exists():
             return

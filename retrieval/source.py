@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor
 
 from retrieval.neighbors import Neighbors
 from retrieval.passages import Passages
-from retrieval.search import enroll, run_search
+from retrieval.search import Searchable, run_search
 
 __all__ = ["Source", "query_context"]
 
 
-class Source(ABC):
+class Source(Searchable, ABC):
     """A store of :class:`Passages` that can be asked, at every position of a batch, for similar contexts.
 
     A query at ``(b, t)`` sees ``tokens[b, :t + 1]`` of its own document and nothing else; an entry's key sees the
@@ -82,25 +81,21 @@ class Source(ABC):
                 raise ValueError(
                     f"{name} {tuple(other.shape)} must have the shape of tokens {tuple(tokens.shape)}"
                 )
-        if not tokens.numel() or not self.passages.n_entries:
-            return Neighbors.none(*tokens.shape, k, device=tokens.device)
+        labels = torch.zeros_like(tokens) if documents is None else documents
+        banned = torch.full_like(tokens, -1) if exclude is None else exclude
+        return run_search(self, [tokens, labels, banned], k)
+
+    def neighbors(self, inputs: Sequence[Tensor], k: int) -> Neighbors:
+        """The search behind the operator; call :meth:`search`."""
+        tokens, labels, banned = (x.numpy().astype(np.int64, copy=False) for x in inputs)
+        if not tokens.size or not self.passages.n_entries:
+            return Neighbors.none(*tokens.shape, k)
         low, high = int(tokens.min()), int(tokens.max())
         if not 0 <= low <= high < self.passages.vocab_size:
             raise ValueError(
                 f"tokens {low}..{high} are outside the store's vocabulary of {self.passages.vocab_size}; "
                 "was the store built with another tokenizer?"
             )
-        labels = torch.zeros_like(tokens) if documents is None else documents
-        banned = torch.full_like(tokens, -1) if exclude is None else exclude
-        return run_search(self._number, [tokens, labels, banned], k)
-
-    @cached_property
-    def _number(self) -> int:
-        return enroll(self)
-
-    def neighbors(self, inputs: Sequence[Tensor], k: int) -> Neighbors:
-        """The search behind the operator; call :meth:`search`."""
-        tokens, labels, banned = (x.numpy().astype(np.int64, copy=False) for x in inputs)
         context = query_context(tokens, labels, self.depth).reshape(-1, self.depth)
         banned = banned.reshape(-1)
         found = Neighbors.cat(

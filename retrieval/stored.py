@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from retrieval.passages import Passages
 from retrieval.snapshot import SnapshotError
 
-__all__ = ["StoredPassages", "mapped", "stored_passages", "write_passages"]
+__all__ = ["StoredPassages", "mapped", "stored_passages", "write_header", "write_passages"]
 
 _ARRAYS = ("tokens", "offsets", "documents")
 
@@ -69,6 +69,24 @@ def stored_passages(folder: Path, about: dict[str, Any], passages: Passages | No
             f"{folder} was built from other passages: open it without any to use its own, or build it again"
         )
     return passages
+
+
+def write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Write the header of an .npy file at its beginning, and go to its end.
+
+    numpy leaves room for the first axis to grow, so it can be written again when all rows are there.
+
+    Args:
+        file: Open for writing.
+        dtype: Of the numbers.
+        shape: Of the array.
+    """
+    end = file.tell()
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+    file.seek(max(end, file.tell()))
 
 
 def mapped(folder: Path, name: str) -> np.ndarray:

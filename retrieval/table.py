@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from retrieval.neighbors import Neighbors
 from retrieval.snapshot import SnapshotError, open_snapshot, writing_snapshot
 from retrieval.source import Source
-from retrieval.stored import mapped
+from retrieval.stored import mapped, write_header
 
 __all__ = ["NeighborTable"]
 
@@ -94,8 +94,8 @@ class NeighborTable:
                     found = source.search(tokens, k, documents=documents, exclude=exclude)
                     about["seconds"] += time.perf_counter() - begin
                     if not rows:
-                        _header(ids, id_type, (0, length, k))
-                        _header(scores, np.dtype(np.float16), (0, length, k))
+                        write_header(ids, id_type, (0, length, k))
+                        write_header(scores, np.dtype(np.float16), (0, length, k))
                     raw = torch.where(found.mask, found.ids, -1).cpu().numpy()
                     ids.write(raw.astype(id_type).tobytes())
                     scores.write(found.scores.cpu().numpy().astype(np.float16).tobytes())
@@ -106,8 +106,8 @@ class NeighborTable:
                         progress(rows)
                 if not rows:
                     raise ValueError("there are no rows to look up neighbours for")
-                _header(ids, id_type, (rows, about["time"], k))
-                _header(scores, np.dtype(np.float16), (rows, about["time"], k))
+                write_header(ids, id_type, (rows, about["time"], k))
+                write_header(scores, np.dtype(np.float16), (rows, about["time"], k))
             np.save(folder / "work.npy", np.concatenate(bills, axis=1))
         return cls.open(path, verify=False)
 
@@ -150,14 +150,6 @@ class NeighborTable:
             **{name: int(amount[at].sum()) for name, amount in self.work.items()},
         )
         return found.to(index.device)
-
-
-def _header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Write the header of an .npy file at its beginning; numpy leaves room for the first axis to grow."""
-    file.seek(0)
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    )
 
 
 def _spread(total: int, n: int) -> np.ndarray:

@@ -30,7 +30,7 @@ class DerivedIndex:
         self.path = path
         self._index: Index | None = None
 
-    def open(self, nprobe: int, ef: int) -> Index | None:
+    def open(self, nprobe: int, ef: int, k_factor: int) -> Index | None:
         """The index, or ``None`` if its folder is gone: a newer generation of the store did not need it any more.
 
         Raises:
@@ -44,7 +44,7 @@ class DerivedIndex:
             if self.path.exists():
                 raise
             return None
-        index.nprobe, index.ef = nprobe, ef
+        index.nprobe, index.ef, index.k_factor = nprobe, ef, k_factor
         return index
 
     def verify(self) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Checked", "Entries", "Layout"]
+__all__ = ["LONGEST", "Checked", "Entries", "Layout", "whole_numbers"]
 
 # Longer keys overflow 32-bit floats in a score.
-_LONGEST = 1e18
+LONGEST = 1e18
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,22 @@ class Checked:
         return found
 
 
+def whole_numbers(what: str, given: Any) -> Tensor:
+    """Ids or labels as ``int64``, of whatever shape.
+
+    Raises:
+        TypeError: If they are no integers: rounding one, or taking a mask for ids, would name other entries.
+    """
+    numbers = given if isinstance(given, Tensor) else torch.as_tensor(given)
+    if numbers.numel() and (
+        numbers.dtype == torch.bool or numbers.is_floating_point() or numbers.is_complex()
+    ):
+        mask = numbers.dtype == torch.bool
+        how = "of a mask give mask.nonzero()" if mask else f"give {what}.long() if they are whole"
+        raise TypeError(f"{what} must be integers, got {numbers.dtype}: {how}")
+    return numbers.long()
+
+
 def _described(layout: Layout) -> str:
     value = f"values of {layout.d_value} dimensions" if layout.d_value else "token ids for values"
     return f"keys of {layout.d} dimensions and {value}"
@@ -157,7 +173,7 @@ def _finite(what: str, array: np.ndarray, dtype: np.dtype, begin: int) -> np.nda
         stored = np.ascontiguousarray(array, dtype)
     wide = stored.astype(np.float32, copy=False)
     length = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-    wrong = np.flatnonzero(~(length < _LONGEST))
+    wrong = np.flatnonzero(~(length < LONGEST))
     if len(wrong):
         row = wrong[0]
         if not np.isfinite(np.asarray(array[row], np.float64)).all():
@@ -165,7 +181,7 @@ def _finite(what: str, array: np.ndarray, dtype: np.dtype, begin: int) -> np.nda
         elif dtype == np.float16 and not np.isfinite(stored[row]).all():
             why = "does not fit float16 (65504 is the largest): use dtype='float32' or scale the keys"
         else:
-            why = f"is longer than {_LONGEST:g}: scale the {what}s"
+            why = f"is longer than {LONGEST:g}: scale the {what}s"
         raise ValueError(f"the {what} of row {begin + row} {why}; nothing was stored")
     return stored
 

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["EVERYTHING", "NOTHING", "Exclusion"]
+__all__ = ["EVERYTHING", "NO_DOCUMENT", "Exclusion"]
 
 # Stands for "no document" in ``exclude`` and ``own``, and for "every stamp" in ``visible_at``.
-NOTHING = -1
+NO_DOCUMENT = -1
 EVERYTHING = int(np.iinfo(np.int64).max)
 
 

@@ -22,7 +22,7 @@ _ROWS = 1 << 20
 
 @dataclass(frozen=True)
 class Settings:
-    """What a store is, the same in all its generations but for ``factory``.
+    """What a store is, the same in all its generations but for how it is indexed and searched.
 
     Args:
         metric: ``"ip"`` or ``"l2"``.
@@ -32,6 +32,7 @@ class Settings:
         tokenizer: Fingerprint of what made the token ids.
         rows: Entries of a segment at most.
         identity: Something no other store has.
+        nprobe, ef, k_factor: How it is searched, as :class:`retrieval.Index` takes them.
     """
 
     metric: Metric
@@ -41,6 +42,9 @@ class Settings:
     tokenizer: str | None
     rows: int
     identity: str
+    nprobe: int
+    ef: int
+    k_factor: int
 
     def check_merge(self, other: Settings, path: Path) -> None:
         """Refuse a store whose entries do not belong into one of these settings.
@@ -125,6 +129,17 @@ class Generation:
                 places = begin + np.flatnonzero(np.isin(documents, labels))
                 found.append(part.segment.ids(places if part.dead is None else places[~part.dead[places]]))
         return np.concatenate(found)
+
+    @property
+    def largest_document(self) -> int:
+        """Largest label of a document, -1 if there is no entry."""
+        largest = -1
+        for part in self.parts:
+            documents = part.segment.columns["documents"]
+            for begin in range(0, len(documents), _ROWS):
+                largest = max(largest, int(documents[begin : begin + _ROWS].max()))
+            part.segment.release()
+        return largest
 
     def info(self) -> dict[str, Any]:
         """What it is, as one would print it."""

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,11 @@ class WriterLock:
         self.folder = folder
         self.wait_seconds = wait_seconds
         self._threads = threading.RLock()
+        _locks.add(self)
+
+    def renew(self) -> None:
+        """For a forked child, which has no thread that could let go of it; what protects from its parent stays."""
+        self._threads = threading.RLock()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -41,7 +47,9 @@ class WriterLock:
         Raises:
             StoreBusyError: If another has it; names its process.
         """
-        with self._threads:
+        # A block that forks is left in the child as well, with the lock it was entered with.
+        threads = self._threads
+        with threads:
             lock, holder = FileLock(self.folder / "writer.lock"), self.folder / "writer.json"
             try:
                 lock.acquire(timeout=self.wait_seconds)
@@ -63,3 +71,15 @@ def _who(holder: Path) -> str:
         return f"process {about['pid']} on {about['host']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has begun this instant
         return "another process"
+
+
+_locks: weakref.WeakSet[WriterLock] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for lock in list(_locks):
+        lock.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

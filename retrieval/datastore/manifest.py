@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from retrieval.datastore.derived import DerivedIndex
 from retrieval.datastore.entries import Layout
 from retrieval.datastore.generation import Generation, Settings, bury
 from retrieval.datastore.lock import WriterLock
-from retrieval.datastore.segment import Part, Segment
+from retrieval.datastore.segment import Part, Segment, reading
 from retrieval.runtime import faiss
 from retrieval.snapshot import (
     SnapshotError,
@@ -36,6 +38,9 @@ _MANIFEST = "manifest.json"
 # Everything a store consists of, and what its writers keep beside it.
 _OURS = re.compile(r"seg-\d{6,}|index-\d{6,}-\d{6,}|deleted-\d{6,}\.npy")
 _BESIDE = re.compile(r"writer\.(lock|json)|\..*\.writing-.*")
+_SETTINGS = ("metric", "factory", "encoder", "tokenizer", "rows", "identity", "nprobe", "ef", "k_factor")
+# What the system says when nothing more fits.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # How often a reader begins anew because a writer swept away what it was opening.
 _TRIES = 20
 
@@ -88,7 +93,8 @@ def load(path: Path, *, verify: bool, known: Generation | None = None) -> Genera
     for left in reversed(range(_TRIES)):
         files, about = read_manifest(path / _MANIFEST, _KIND, _VERSION)
         try:
-            return _opened(path, files, about, verify, known)
+            with reading(path / _MANIFEST):
+                return _opened(path, files, about, verify, known)
         except (SnapshotError, FileNotFoundError):
             if not left or read_manifest(path / _MANIFEST, _KIND, _VERSION)[1] == about:
                 raise
@@ -104,7 +110,8 @@ def replaced(path: Path) -> tuple[int, int]:
     """
     if (path / _MANIFEST).exists():
         _, about = read_manifest(path / _MANIFEST, _KIND, _VERSION)
-        return about["generation"] + 1, about["next_segment"]
+        with reading(path / _MANIFEST):
+            return about["generation"] + 1, about["next_segment"]
     foreign = path.is_dir() and [
         entry.name
         for entry in path.iterdir()
@@ -127,13 +134,23 @@ def changing(lock: WriterLock, *, build: bool = False) -> Iterator[None]:
 
     Raises:
         StoreBusyError: If another process has it.
+        SnapshotError: If there is no store any more.
+        OSError: If the disk is full; says that the store is as it was.
     """
-    with lock.held():
-        _sweep(lock.folder, build)
-        try:
-            yield
-        finally:
+    if not build:  # a lock would make the folder of a store anew that was moved or deleted
+        read_manifest(lock.folder / _MANIFEST, _KIND, _VERSION)
+    try:
+        with lock.held():
             _sweep(lock.folder, build)
+            try:
+                yield
+            finally:
+                _sweep(lock.folder, build)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        kept = f"{os.strerror(error.errno)}: nothing was changed, and what was at {lock.folder} is as it was before"
+        raise OSError(error.errno, f"{kept}. Make room and try again", error.filename) from error
 
 
 def _sweep(path: Path, build: bool) -> None:
@@ -186,10 +203,7 @@ def _opened(
         number=about["generation"],
         settings=Settings(
             layout=Layout(about["d"], about["dtype"], about["d_value"]),
-            **{
-                name: about[name]
-                for name in ("metric", "factory", "encoder", "tokenizer", "rows", "identity")
-            },
+            **{name: about[name] for name in _SETTINGS},
         ),
         parts=tuple(bury(parts, deleted)),
         deleted=deleted,

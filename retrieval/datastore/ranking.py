@@ -10,16 +10,17 @@ from jaxtyping import Float, Int
 
 from retrieval.exact import Metric
 from retrieval.neighbors import Neighbors
+from retrieval.ordering import NOTHING, unpacked, words
 from retrieval.runtime import faiss
 from retrieval.work import Work
 
-__all__ = ["Ranking", "pair_scores", "pair_work"]
+__all__ = ["Ranking", "exact_scores", "pair_work"]
 
 # Sorts behind every id.
 _NOBODY = np.iinfo(np.int64).max
 
 
-def pair_scores(
+def exact_scores(
     queries: Float[np.ndarray, "n d"],
     rows: Int[np.ndarray, " m"],
     keys: Float[np.ndarray, "p d"],
@@ -80,27 +81,37 @@ class Ranking:
     ) -> None:
         """Take candidates into account; one that is there already has the same score as before.
 
+        A score that is not finite, because it overflows, is no neighbour's.
+
         Shapes:
             rows, scores, ids: ``[m]``
         """
+        worst = self.worst[rows]
+        matters = np.isfinite(scores) & ((scores > worst) | (scores == worst) & (ids < self.ids[rows, -1]))
+        if not matters.all():
+            rows, scores, ids = rows[matters], scores[matters], ids[matters]
         if not len(rows):
             return
-        touched, local = np.unique(rows, return_inverse=True)
-        row = np.concatenate([np.repeat(np.arange(len(touched)), self.k), local])
-        score = np.concatenate([self.scores[touched].ravel(), scores])
-        id_ = np.concatenate([self.ids[touched].ravel(), ids])
-        order = np.lexsort((id_, -score, row))
-        row, score, id_ = row[order], score[order], id_[order]
-        first = np.ones(len(row), bool)
-        first[1:] = (row[1:] != row[:-1]) | (id_[1:] != id_[:-1])
-        row, score, id_ = row[first], score[first], id_[first]
-        rank = np.arange(len(row)) - np.searchsorted(row, np.arange(len(touched)))[row]
-        kept = rank < self.k
-        best_scores = np.full((len(touched), self.k), -np.inf, np.float32)
-        best_ids = np.full((len(touched), self.k), _NOBODY)
-        best_scores[row[kept], rank[kept]] = score[kept]
-        best_ids[row[kept], rank[kept]] = id_[kept]
-        self.scores[touched], self.ids[touched] = best_scores, best_ids
+        touched, local, counts = np.unique(rows, return_inverse=True, return_counts=True)
+        # Candidates beside what is there already, a line for each query.
+        order = np.argsort(local, kind="stable")
+        local = local[order]
+        place = self.k + np.arange(len(rows)) - (np.cumsum(counts) - counts)[local]
+        score = np.full((len(touched), self.k + int(counts.max())), -np.inf, np.float32)
+        id_ = np.full(score.shape, _NOBODY)
+        score[:, : self.k], id_[:, : self.k] = self.scores[touched], self.ids[touched]
+        score[local, place], id_[local, place] = scores[order], ids[order]
+        # Ids are 64 bits wide, words have room for 32: their ranks come in the same order.
+        known, rank = np.unique(id_, return_inverse=True)
+        packed = words(score, rank.reshape(score.shape))
+        packed[id_ == _NOBODY] = NOTHING
+        packed.sort(axis=1)
+        twice = (packed[:, 1:] == packed[:, :-1]) & (packed[:, 1:] != NOTHING)
+        if twice.any():
+            packed[:, 1:][twice] = NOTHING
+            packed.sort(axis=1)
+        best, rank = unpacked(packed[:, : self.k])
+        self.scores[touched], self.ids[touched] = best, np.where(rank < 0, _NOBODY, known[rank])
 
     def neighbors(self, batch: Sequence[int], work: Work) -> Neighbors:
         """What was found, in the shape of the batch, with what it took."""

@@ -11,23 +11,24 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from retrieval.datastore.exclusion import EVERYTHING, NOTHING, Exclusion
+from retrieval.datastore.entries import whole_numbers
+from retrieval.datastore.exclusion import EVERYTHING, NO_DOCUMENT, Exclusion
 from retrieval.datastore.generation import Generation
 from retrieval.datastore.manifest import load
 from retrieval.datastore.ranking import Ranking
 from retrieval.datastore.scan import propose, scan
 from retrieval.exact import Metric
 from retrieval.neighbors import Neighbors
-from retrieval.search import enroll, run_search
+from retrieval.search import Searchable, check_queries, run_search
 from retrieval.snapshot import SnapshotError
 from retrieval.work import Work
 
-__all__ = ["StoreReader"]
+__all__ = ["StoreReader", "at_least_one"]
 
 Self = TypeVar("Self", bound="StoreReader")
 
 
-class StoreReader:
+class StoreReader(Searchable):
     """The half of :class:`retrieval.Datastore` that changes nothing.
 
     Args:
@@ -36,10 +37,8 @@ class StoreReader:
 
     def __init__(self, generation: Generation) -> None:
         self.path = generation.path
-        self.nprobe = 8
-        self.ef = 64
+        self._tuned: dict[str, int] = {}
         self._now: Generation | None = generation
-        self._number = enroll(self)
 
     @classmethod
     def open(
@@ -104,10 +103,9 @@ class StoreReader:
             queries: ``[*batch, d]``, exclude, visible_at, own: ``[*batch]``, result: ``[*batch, k]``
 
         Raises:
-            ValueError: If ``k < 1``, shapes differ, or the dimension is another than that of the keys.
+            ValueError: If ``k < 1``, shapes differ, or queries are no floating-point vectors of the keys' dimension.
         """
-        if k < 1:
-            raise ValueError(f"search needs k >= 1, got {k}")
+        check_queries(queries, k)
         d, shape = self._generation.settings.layout.d, queries.shape[:-1]
         if queries.shape[-1] != d:
             raise ValueError(
@@ -116,9 +114,9 @@ class StoreReader:
             )
         rules = []
         for name, rule, default in (
-            ("exclude", exclude, NOTHING),
+            ("exclude", exclude, NO_DOCUMENT),
             ("visible_at", visible_at, EVERYTHING),
-            ("own", own, NOTHING),
+            ("own", own, NO_DOCUMENT),
         ):
             if rule is not None and rule.shape != shape:
                 raise ValueError(
@@ -126,7 +124,7 @@ class StoreReader:
                 )
             default = torch.full(shape, default, dtype=torch.int64, device=queries.device)
             rules.append(default if rule is None else rule.long())
-        return run_search(self._number, [queries, *rules], k)
+        return run_search(self, [queries, *rules], k)
 
     def neighbors(self, inputs: Sequence[Tensor], k: int) -> Neighbors:
         """The search behind the operator; call :meth:`search`."""
@@ -137,7 +135,7 @@ class StoreReader:
         real = np.flatnonzero(np.isfinite(queries).all(1))
         gave_out = []
         for part in generation.parts if len(real) else ():
-            index = None if part.index is None else part.index.open(self.nprobe, self.ef)
+            index = None if part.index is None else part.index.open(self.nprobe, self.ef, self.k_factor)
             if index is None:
                 work += scan(part, queries, real, rules, best, metric)
             else:
@@ -158,7 +156,9 @@ class StoreReader:
             queries: ``[n, d]``, result: ``[n, k]``
         """
         x = np.ascontiguousarray(queries.detach().cpu().float().numpy())
-        rules = Exclusion.of(*(torch.full((len(x),), rule) for rule in (NOTHING, EVERYTHING, NOTHING)))
+        rules = Exclusion.of(
+            *(torch.full((len(x),), rule) for rule in (NO_DOCUMENT, EVERYTHING, NO_DOCUMENT))
+        )
         best, work = Ranking(len(x), k), Work()
         real = np.flatnonzero(np.isfinite(x).all(1))
         for part in self._generation.parts if len(real) else ():
@@ -169,6 +169,33 @@ class StoreReader:
     def metric(self) -> Metric:
         """What scores are: ``"ip"`` or ``"l2"``."""
         return self._generation.settings.metric
+
+    @property
+    def nprobe(self) -> int:
+        """Inverted lists to visit in a search, where there are any: what the store keeps, or what was set here."""
+        return self._tuned.get("nprobe", self._generation.settings.nprobe)
+
+    @nprobe.setter
+    def nprobe(self, value: int) -> None:
+        self._tuned["nprobe"] = at_least_one("nprobe", value)
+
+    @property
+    def ef(self) -> int:
+        """Candidates kept by a search in a graph, as :attr:`nprobe`."""
+        return self._tuned.get("ef", self._generation.settings.ef)
+
+    @ef.setter
+    def ef(self, value: int) -> None:
+        self._tuned["ef"] = at_least_one("ef", value)
+
+    @property
+    def k_factor(self) -> int:
+        """Candidates for each neighbour where they are scored again, as :attr:`nprobe`."""
+        return self._tuned.get("k_factor", self._generation.settings.k_factor)
+
+    @k_factor.setter
+    def k_factor(self, value: int) -> None:
+        self._tuned["k_factor"] = at_least_one("k_factor", value)
 
     def ids(self) -> Int[Tensor, " n"]:
         """Ids of all entries that are not deleted, ascending."""
@@ -187,6 +214,7 @@ class StoreReader:
 
         Raises:
             KeyError: If one is deleted or was never there; it is named.
+            TypeError: If ids are no integers.
         """
         return self._gather("values", ids)
 
@@ -236,8 +264,12 @@ class StoreReader:
         return self._now
 
     def _gather(self, column: str, ids: Tensor | Neighbors) -> Tensor:
-        mask = torch.ones_like(ids, dtype=torch.bool) if isinstance(ids, Tensor) else ids.mask
-        wanted = (ids if isinstance(ids, Tensor) else ids.ids)[mask].cpu().long()
+        if isinstance(ids, Neighbors):
+            numbers, mask = ids.ids, ids.mask
+        else:
+            numbers = whole_numbers("ids", ids)
+            mask = torch.ones_like(numbers, dtype=torch.bool)
+        wanted = numbers[mask].cpu()
         dtype, shape = self._generation.settings.layout.columns[column]
         rows = torch.empty(len(wanted), *shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
         for part, places, where in self._generation.find(wanted.numpy()):
@@ -245,6 +277,17 @@ class StoreReader:
         found = rows.new_zeros(*mask.shape, *shape)
         found[mask.cpu()] = rows
         return found.to(mask.device)
+
+
+def at_least_one(name: str, value: int) -> int:
+    """A setting of a search.
+
+    Raises:
+        ValueError: If it is smaller than 1.
+    """
+    if value < 1:
+        raise ValueError(f"{name} must be 1 or more, got {value}")
+    return int(value)
 
 
 def _check_fingerprints(generation: Generation, encoder: str | None, tokenizer: str | None) -> None:

@@ -6,17 +6,19 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from retrieval.datastore.entries import LONGEST
 from retrieval.datastore.exclusion import Exclusion
-from retrieval.datastore.ranking import Ranking, pair_scores, pair_work
+from retrieval.datastore.ranking import Ranking, exact_scores, pair_work
 from retrieval.datastore.segment import Part
 from retrieval.exact import Metric
 from retrieval.index import Index
 from retrieval.neighbors import Neighbors
+from retrieval.rounding import lengths, rounding
 from retrieval.work import Work
 
 __all__ = ["propose", "scan"]
 
-# Keys and queries in one product of matrices: it stays in cache.
+# Keys and queries in one product of matrices: it stays in cache. Of fewer queries, it has up to four times the keys.
 _KEYS, _QUERIES = 8192, 256
 # Pairs scored by themselves at once; more only where very many entries are equally near.
 _PAIRS = 1 << 16
@@ -24,8 +26,6 @@ _PAIRS = 1 << 16
 _LONG = 2048
 # Keys of more bytes do not stay in memory after a scan.
 _LARGE = 256 << 20
-# Unit roundoff of 32-bit floats.
-_UNIT = 2.0**-24
 
 
 def scan(
@@ -38,11 +38,11 @@ def scan(
 ) -> Work:
     r"""Compare queries with all keys of a part that they may be given; exact.
 
-    A product of matrices finds candidates and :func:`retrieval.datastore.ranking.pair_scores` gives them their
-    score. Both round: by :math:`e = d\,2^{-24}\,\lVert q \rVert \lVert x \rVert` at most (squared distance:
-    :math:`(\lVert q \rVert + \lVert x \rVert)^2` in place of the product of lengths). An entry is a candidate if its
-    product is not more than :math:`2e` below the score of the ``k``-th best so far; so none that belongs into the
-    result is missed, and the result does not depend on how products round.
+    A product of matrices finds candidates and :func:`retrieval.datastore.ranking.exact_scores` gives them their
+    score. The two differ by :func:`retrieval.rounding.rounding` at most, so an entry is a candidate if its product is
+    not more than that below the score of the ``k``-th best so far: none that belongs into the result is missed, and the
+    result does not depend on how products round. Where a product may overflow, all entries are candidates. What a query
+    may not be given is left out by a mask, whatever its score.
 
     Work: of a pair :math:`2d` FLOPs (:math:`3d` by squared distance); each key is read once, and written and read again
     where it is stored in 16 bits; a product is written and read. Candidates:
@@ -60,34 +60,39 @@ def scan(
         queries: ``[n, d]``, rows: ``[m]``
     """
     segment, n, d = part.segment, len(rows), queries.shape[1]
-    asked = np.sqrt(np.einsum("nd,nd->n", queries, queries))
+    asked = np.zeros(len(queries))
+    asked[rows] = lengths(queries[rows])
     candidates = 0
-    product = np.empty((min(n, _QUERIES), min(len(segment), _KEYS)), np.float32)
-    for begin in range(0, len(segment), _KEYS):
-        end = min(begin + _KEYS, len(segment))
-        keys = np.asarray(segment.columns["keys"][begin:end], np.float32)
-        squares = np.einsum("nd,nd->n", keys, keys)
-        longest = float(np.sqrt(squares.max()))
-        ids = segment.ids(np.arange(begin, end))
+    most = min(len(segment), _KEYS << min(2, max(1, _QUERIES // n).bit_length() - 1))
+    room = np.empty((most, d), np.float32)
+    product = np.empty((min(n, _QUERIES), most), np.float32)
+    for begin in range(0, len(segment), most):
+        end = min(begin + most, len(segment))
+        keys, longest = segment.float_keys(begin, end, room)
+        squares = np.einsum("nd,nd->n", keys, keys) if metric == "l2" else None
         for i in range(0, n, _QUERIES):
             at = rows[i : i + _QUERIES]
             near = product[: len(at), : end - begin]
-            np.matmul(queries[at], keys.T, out=near)
-            size = asked[at] * longest
-            if metric == "l2":
-                near *= 2
-                near -= squares
-                near -= np.square(asked[at])[:, None]
-                size = np.square(asked[at] + longest)
-            _hide(near, part, rules.of_rows(at), begin, end)
-            error = (1.01 * (d + 8) * _UNIT) * size
-            least = _threshold(near, best.worst[at], error, best.k)
-            found = np.flatnonzero(near >= least[:, None])
+            error = rounding(asked[at], longest, d, metric)
+            with np.errstate(over="ignore", invalid="ignore"):  # such a query's error is infinite
+                np.matmul(queries[at], keys.T, out=near)
+                if squares is not None:
+                    near *= 2
+                    near -= squares
+                    near -= np.square(asked[at]).astype(np.float32)[:, None]
+            hidden = _hidden(part, rules.of_rows(at), begin, end)
+            if hidden is not None:
+                np.copyto(near, -np.inf, where=hidden)  # so that bounds are of what may be given
+            reached = near >= _threshold(near, best.worst[at], error, best.k)[:, None]
+            reached[np.isinf(error)] = True
+            if hidden is not None:
+                reached &= ~hidden
+            found = np.flatnonzero(reached)
             candidates += len(found)
             for j in range(0, len(found), _PAIRS):
                 row, column = np.divmod(found[j : j + _PAIRS], end - begin)
                 row = at[row]
-                best.add(row, pair_scores(queries, row, keys, column, metric), ids[column])
+                best.add(row, exact_scores(queries, row, keys, column, metric), segment.ids(begin + column))
     if segment.columns["keys"].nbytes > _LARGE:
         segment.release()
     itemsize = segment.columns["keys"].itemsize
@@ -102,26 +107,30 @@ def scan(
     return work + pair_work(candidates, d, 4, metric)
 
 
-def _hide(near: np.ndarray, part: Part, rules: Exclusion, begin: int, end: int) -> None:
+def _hidden(part: Part, rules: Exclusion, begin: int, end: int) -> np.ndarray | None:
+    """Entries that a query must not be given, in one row if they are the same for all."""
     columns = part.segment.columns
     hidden = rules.hidden(columns["documents"][None, begin:end], columns["positions"][None, begin:end])
-    if hidden is not None:
-        near[hidden] = -np.inf
-    if part.dead is not None:
-        near[:, part.dead[begin:end]] = -np.inf
+    if part.dead is None:
+        return hidden
+    dead = part.dead[None, begin:end]
+    return dead if hidden is None else hidden | dead
 
 
 def _threshold(near: np.ndarray, worst: np.ndarray, error: np.ndarray, k: int) -> np.ndarray:
-    """Least product of a candidate of each query; above minus infinity, so that what is hidden is none."""
-    least = worst - 2 * error
-    empty = np.flatnonzero(worst == -np.inf)
-    if len(empty):
-        lowest = np.finfo(np.float32).min
-        least[empty] = lowest
-        if near.shape[1] > k:  # the best of these alone: the k-th is a bound as well
-            kth = torch.from_numpy(near[empty]).topk(k).values[:, -1].numpy()
-            least[empty] = np.maximum(lowest, kth - 4 * error[empty])
-    return least
+    """A product of a candidate of each query is no smaller than this."""
+    least = worst - error
+    empty, m = worst == -np.inf, near.shape[1]
+    if empty.any() and m > k:
+        # The k-th of these alone is a bound as well, and so is the k-th of the largest of groups, which needs no sort.
+        width = max(1, m // (4 * k))
+        groups = m // width
+        some = near if empty.all() else near[empty]
+        largest = some[:, : width * groups].reshape(len(some), width, groups).max(1)
+        largest.partition(groups - k, axis=1)
+        least[empty] = largest[:, groups - k] - 2 * error[empty]
+    with np.errstate(over="ignore"):
+        return np.nextafter(least.astype(np.float32), np.float32(-np.inf))
 
 
 def propose(
@@ -156,6 +165,11 @@ def propose(
     """
     segment, d = part.segment, queries.shape[1]
     length, work = min(2 * best.k, len(segment)), Work()
+    # What an index says where scores may overflow is nothing to go by.
+    large = np.isinf(rounding(lengths(queries[rows]), LONGEST, d, metric))
+    if large.any():
+        work += scan(part, queries, rows[large], rules, best, metric)
+        rows = rows[~large]
     gave_out: list[np.ndarray] = []
     while len(rows):
         if length > max(_LONG, 16 * best.k):
@@ -171,7 +185,7 @@ def propose(
         row, column = np.nonzero(scored)
         unique, where = np.unique(places[row, column], return_inverse=True)
         stored = segment.take("keys", unique).float().numpy()
-        scores = pair_scores(queries, rows[row], stored, where, metric)
+        scores = exact_scores(queries, rows[row], stored, where, metric)
         work += pair_work(len(row), d, segment.columns["keys"].itemsize, metric)
         last = np.full(len(rows), -np.inf, np.float32)
         at_end = column == places.shape[1] - 1

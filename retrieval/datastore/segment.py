@@ -5,22 +5,40 @@ from __future__ import annotations
 import mmap
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from retrieval.datastore.derived import DerivedIndex
 from retrieval.datastore.entries import Layout
+from retrieval.rounding import lengths
 from retrieval.snapshot import SnapshotError, open_snapshot
 
-__all__ = ["SEGMENT", "SEGMENT_VERSION", "Part", "Segment"]
+__all__ = ["SEGMENT", "SEGMENT_VERSION", "Part", "Segment", "reading"]
 
 SEGMENT, SEGMENT_VERSION = "segment of a datastore", 1
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """A block that reads what a manifest says; one that lacks something is refused.
+
+    Raises:
+        SnapshotError: If it does; names the file.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SnapshotError(
+            f"{file} is foreign or of another version ({type(error).__name__}: {error}): take it from a copy, or build "
+            f"{file.parent} again"
+        ) from error
 
 
 class Segment:
@@ -43,16 +61,18 @@ class Segment:
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         self.path = path
         about = open_snapshot(path, SEGMENT, SEGMENT_VERSION, verify=verify)
-        self.layout = Layout(about["d"], about["dtype"], about["d_value"])
-        self.first_id: int = about["first_id"]
-        self._n: int = about["entries"]
         self._areas: list[mmap.mmap] = []
         self.columns: dict[str, np.ndarray] = {}
-        for name, (dtype, shape) in self.layout.columns.items():
-            self.columns[name] = self._mapped(name, dtype, (self._n, *shape))
-        # Ids without a gap need no file.
-        self._ids = None if about["dense"] else self._mapped("ids", np.dtype(np.int64), (self._n,))
+        with reading(path / "manifest.json"):
+            self.layout = Layout(about["d"], about["dtype"], about["d_value"])
+            self.first_id: int = about["first_id"]
+            self._n: int = about["entries"]
+            for name, (dtype, shape) in self.layout.columns.items():
+                self.columns[name] = self._mapped(name, dtype, (self._n, *shape))
+            # Ids without a gap need no file.
+            self._ids = None if about["dense"] else self._mapped("ids", np.dtype(np.int64), (self._n,))
         self._tensors: dict[str, Tensor] = {}
+        self._longest: dict[tuple[int, int], float] = {}
 
     def __len__(self) -> int:
         return self._n
@@ -79,25 +99,41 @@ class Segment:
         places = np.minimum(np.searchsorted(self._ids, ids), self._n - 1)
         return np.where(self._ids[places] == ids, places, -1)
 
+    def float_keys(
+        self, begin: int, end: int, room: Float[np.ndarray, "most d"]
+    ) -> tuple[Float[np.ndarray, "n d"], float]:
+        """Some keys in 32-bit floats, in that room if they are stored otherwise, and the length of the longest."""
+        if self.layout.dtype == "float32":
+            keys = self.columns["keys"][begin:end]
+        else:  # through torch: numpy takes several times as long
+            keys = room[: end - begin]
+            torch.from_numpy(keys).copy_(self._tensor("keys")[begin:end])
+        if (begin, end) not in self._longest:
+            self._longest[begin, end] = float(lengths(keys).max())
+        return keys, self._longest[begin, end]
+
     def take(self, column: str, places: Int[np.ndarray, " n"]) -> Shaped[Tensor, "n ..."]:
         """Rows of a column; places in ascending order are several times as fast as in any.
 
         Shapes:
             places: ``[n]``, result: ``[n, ...]``
         """
-        if column not in self._tensors:
-            with warnings.catch_warnings():
-                # That it is read-only is the point; nothing here writes.
-                warnings.filterwarnings("ignore", message=".*not writable")
-                self._tensors[column] = torch.from_numpy(self.columns[column])
         # Rows of a mapped file through torch: numpy takes five times as long.
-        return self._tensors[column].index_select(0, torch.from_numpy(places))
+        return self._tensor(column).index_select(0, torch.from_numpy(places))
 
     def release(self) -> None:
         """Give back the memory of what was read; it is read again when it is wanted."""
         for area in self._areas:
             if hasattr(area, "madvise"):
                 area.madvise(mmap.MADV_DONTNEED)
+
+    def _tensor(self, column: str) -> Tensor:
+        if column not in self._tensors:
+            with warnings.catch_warnings():
+                # That it is read-only is the point; nothing here writes.
+                warnings.filterwarnings("ignore", message=".*not writable")
+                self._tensors[column] = torch.from_numpy(self.columns[column])
+        return self._tensors[column]
 
     def _mapped(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         file = self.path / f"{name}.npy"

@@ -5,26 +5,28 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from retrieval.datastore.changes import Piece, compacted, entries_of, grown, indexed
 from retrieval.datastore.derived import check_factory
-from retrieval.datastore.entries import Checked, Layout
+from retrieval.datastore.entries import Checked, Layout, whole_numbers
 from retrieval.datastore.generation import Generation, Settings
 from retrieval.datastore.lock import WriterLock
 from retrieval.datastore.manifest import changing, commit, load, replaced
-from retrieval.datastore.reader import StoreReader
+from retrieval.datastore.reader import StoreReader, at_least_one
 from retrieval.datastore.writer import segment_rows
 from retrieval.exact import Metric
+from retrieval.snapshot import make_folder
 
 __all__ = ["Datastore"]
 
@@ -50,12 +52,14 @@ class Datastore(StoreReader):
         path: Its folder.
         nprobe: Inverted lists to visit in a search, where there are any.
         ef: Candidates kept by a search in a graph.
+        k_factor: Candidates for each neighbour, where they are scored again. These three are for this object when they
+            are set; :meth:`tune` stores them.
     """
 
     def __init__(self, generation: Generation) -> None:
         super().__init__(generation)
         self._lock = WriterLock(self.path)
-        self._background: list[Future[None]] = []
+        self._background: list[_Change] = []
 
     @classmethod
     def build(
@@ -68,6 +72,9 @@ class Datastore(StoreReader):
         factory: str = "Flat",
         encoder: str | None = None,
         tokenizer: str | None = None,
+        nprobe: int = 8,
+        ef: int = 64,
+        k_factor: int = 8,
         progress: Callable[[int], None] | None = None,
         memory_bytes: int = 4 << 30,
     ) -> Datastore:
@@ -85,6 +92,7 @@ class Datastore(StoreReader):
             factory: ``"Flat"`` to look at every key, exactly; or a factory string of :class:`retrieval.Index`.
             encoder: Fingerprint of what makes the keys; :meth:`open` can insist on it.
             tokenizer: Fingerprint of what makes the token ids.
+            nprobe, ef, k_factor: How it is searched, kept in the store; see :class:`retrieval.Index`.
             progress: Called with the number of entries so far after each batch.
             memory_bytes: Ceiling of resident memory, a batch of yours not counted.
 
@@ -102,6 +110,8 @@ class Datastore(StoreReader):
             raise ValueError(f"dtype must be 'float16' or 'float32', got {dtype!r}")
         if metric not in ("ip", "l2"):
             raise ValueError(f"metric must be 'ip' or 'l2', got {metric!r}")
+        tuned = {"nprobe": nprobe, "ef": ef, "k_factor": k_factor}
+        tuned = {name: at_least_one(name, value) for name, value in tuned.items()}
         path = Path(path)
         replaced(path)
         pieces = _checked(batches, dtype, None, progress)
@@ -112,8 +122,8 @@ class Datastore(StoreReader):
         if factory != "Flat":
             check_factory(factory, metric, layout.d)
         rows = segment_rows(memory_bytes, layout)
-        settings = Settings(metric, layout, factory, encoder, tokenizer, rows, identity)
-        path.mkdir(parents=True, exist_ok=True)
+        settings = Settings(metric, layout, factory, encoder, tokenizer, rows, identity, **tuned)
+        make_folder(path)
         with changing(WriterLock(path), build=True):
             generation, segment = replaced(path)
             empty = Generation(path, generation, settings, (), np.zeros(0, np.int64), 0, segment)
@@ -151,18 +161,20 @@ class Datastore(StoreReader):
 
         Raises:
             KeyError: If an id is deleted already or was never there; it is named, and nothing is deleted.
+            TypeError: If ids or labels are no integers, for example a mask.
             StoreBusyError: If another process writes to the store.
         """
         if (ids is None) == (documents is None):
             raise ValueError("delete(ids) or delete(documents=labels): give one of them")
+        what, given = ("ids", ids) if documents is None else ("documents", documents)
+        named = whole_numbers(what, given).reshape(-1).cpu().numpy()
         with self._writing() as before:
-            if ids is not None:
-                gone = np.unique(torch.as_tensor(ids, dtype=torch.int64).reshape(-1).cpu().numpy())
+            if documents is None:
+                gone = np.unique(named)
                 for _ in before.find(gone):
                     pass
             else:
-                labels = torch.as_tensor(documents, dtype=torch.int64).reshape(-1).cpu().numpy()
-                gone = before.of_documents(labels)
+                gone = before.of_documents(named)
             if len(gone):
                 self._now = commit(before.with_deleted(np.union1d(before.deleted, gone)))
         return len(gone)
@@ -176,22 +188,52 @@ class Datastore(StoreReader):
         with self._writing() as before:
             self._now = commit(compacted(before))
 
-    def merge(self, stores: Sequence[Datastore]) -> list[range]:
+    def tune(self, *, nprobe: int | None = None, ef: int | None = None, k_factor: int | None = None) -> None:
+        """Store how the store is searched, for whoever opens it; what is left out stays.
+
+        Raises:
+            ValueError: If one is smaller than 1.
+            StoreBusyError: If another process writes to the store.
+        """
+        given = {"nprobe": nprobe, "ef": ef, "k_factor": k_factor}
+        new = {name: at_least_one(name, value) for name, value in given.items() if value is not None}
+        with self._writing() as before:
+            settings = replace(before.settings, **new)
+            self._now = commit(replace(before, number=before.number + 1, settings=settings))
+            self._tuned = {name: value for name, value in self._tuned.items() if name not in new}
+
+    def merge(
+        self, stores: Sequence[Datastore], *, documents: Literal["apart", "same"] = "apart"
+    ) -> list[range]:
         """Store all entries of other stores as well; these stay as they are.
+
+        Args:
+            stores: The others.
+            documents: ``"apart"``: labels of each store are raised by one more than the largest before them, so that no
+                document of one is taken for one of another. ``"same"``: labels stay, as where all stores number the
+                documents of one collection.
 
         Returns:
             For each store the ids that its entries have here, in the order of their ids there.
 
         Raises:
-            ValueError: If one has another metric, dimension, type, encoder or tokenizer. Nothing is stored then.
+            ValueError: If one has another metric, dimension, type, encoder or tokenizer, or raised labels would not fit
+                64 bits. Nothing is stored then.
             StoreBusyError: If another process writes to this store.
         """
+        if documents not in ("apart", "same"):
+            raise ValueError(f"documents must be 'apart' or 'same', got {documents!r}")
         with self._writing() as before:
             others = [store._generation for store in stores]
             for other in others:
                 before.settings.check_merge(other.settings, other.path)
             firsts = list(itertools.accumulate((other.live for other in others), initial=before.next_id))
-            columns = (piece for other in others for piece, _ in entries_of(other.parts))
+            raised = _raised(before, others) if documents == "apart" else [0] * len(others)
+            columns = (
+                {**piece, "documents": piece["documents"] + by} if by else piece
+                for other, by in zip(others, raised, strict=True)
+                for piece, _ in entries_of(other.parts)
+            )
             self._now = commit(grown(before, _with_ids(columns, before.next_id)))
         return list(map(range, firsts[:-1], firsts[1:]))
 
@@ -202,7 +244,8 @@ class Datastore(StoreReader):
 
         Args:
             factory: ``"Flat"`` or a factory string; by default what it is.
-            background: Whether to return at once. :meth:`close` waits for the end.
+            background: Whether to return at once. :meth:`close` waits for the end, and raises what went wrong if
+                nobody has asked for it.
 
         Returns:
             Is done when the change is; ``result()`` raises what went wrong.
@@ -211,7 +254,7 @@ class Datastore(StoreReader):
             ValueError: If FAISS does not know the factory string.
             StoreBusyError: If another process writes to the store.
         """
-        done: Future[None] = Future()
+        done = _Change()
 
         def work() -> None:
             try:
@@ -225,7 +268,7 @@ class Datastore(StoreReader):
                 done.set_result(None)
 
         if background:
-            self._background = [future for future in self._background if not future.done()] + [done]
+            self._background = [one for one in self._background if not one.settled] + [done]
             threading.Thread(target=work, name=f"reindex {self.path}").start()
         else:
             work()
@@ -233,16 +276,64 @@ class Datastore(StoreReader):
         return done
 
     def close(self) -> None:
-        """Wait for what runs in the background, and let go of the files."""
-        for future in self._background:
-            future.exception()
+        """Wait for what runs in the background, and let go of the files.
+
+        Raises:
+            Exception: What went wrong in the background, if nobody has asked for it.
+        """
+        waiting, self._background = self._background, []
+        wait(waiting)
         super().close()
+        for one in waiting:
+            if not one.settled:
+                one.result()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except Exception as error:
+            if kind is None:
+                raise
+            # What went wrong in the block is on its way already.
+            warnings.warn(f"a change of {self.path} in the background failed: {error}", stacklevel=2)
 
     @contextmanager
     def _writing(self) -> Iterator[Generation]:
         known = self._generation
         with changing(self._lock):
             yield load(self.path, verify=False, known=known)
+
+
+class _Change(Future[None]):
+    """A change in the background, which knows whether anybody has asked how it ended."""
+
+    asked = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is over and nobody need be told."""
+        return self.done() and (self.asked or super().exception() is None)
+
+    def result(self, timeout: float | int | None = None) -> None:
+        self.asked = True
+        return super().result(timeout)
+
+    def exception(self, timeout: float | int | None = None) -> BaseException | None:
+        self.asked = True
+        return super().exception(timeout)
+
+
+def _raised(before: Generation, others: Sequence[Generation]) -> list[int]:
+    """By how much the labels of documents of each store are raised, so that all differ."""
+    raised, largest = [], before.largest_document
+    for other in others:
+        raised.append(largest + 1)
+        largest += 1 + other.largest_document
+    if largest > np.iinfo(np.int64).max:
+        raise ValueError(
+            "labels of documents would not fit 64 bits when raised: merge(..., documents='same') keeps them"
+        )
+    return raised
 
 
 def _checked(

@@ -12,6 +12,7 @@ import numpy as np
 from retrieval.datastore.entries import Layout
 from retrieval.datastore.segment import SEGMENT, SEGMENT_VERSION
 from retrieval.snapshot import writing_snapshot
+from retrieval.stored import write_header
 
 __all__ = ["SegmentWriter", "segment_rows"]
 
@@ -134,17 +135,5 @@ class _OpenSegment:
             self._about |= {"entries": self.n, "first_id": self._first, "dense": dense}
 
     def _header(self, name: str) -> None:
-        """Write the header of an .npy file at its beginning; numpy leaves room for the first axis to grow."""
         dtype, shape = self._columns[name]
-        file = self._files[name]
-        end = file.tell()
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(
-            file,
-            {
-                "descr": np.lib.format.dtype_to_descr(dtype),
-                "fortran_order": False,
-                "shape": (self.n, *shape),
-            },
-        )
-        file.seek(max(end, file.tell()))
+        write_header(self._files[name], dtype, (self.n, *shape))

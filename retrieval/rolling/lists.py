@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from retrieval.building import train_work
+from retrieval.flat import margin
 from retrieval.rolling.ring import Ring
-from retrieval.rolling.search import Found, Memory, exact, joined, longer, settled
+from retrieval.rolling.search import Found, Memory, exact, joined, settled
 from retrieval.runtime import blas_threshold, faiss
 from retrieval.work import Visits, Work, counted_search, search_work
 
@@ -47,10 +48,14 @@ class RingLists:
 
     def __init__(self, ring: Ring, nlist: int, nprobe: int, retrain: int) -> None:
         self.ring, self.nlist, self.nprobe, self.retrain = ring, nlist, nprobe, retrain
-        self.centroids = torch.zeros(ring.rows, ring.heads, nlist, ring.d_key)
-        self.lists = torch.full((ring.rows, ring.heads, ring.capacity), -1, dtype=torch.int32)
-        self.due = torch.full((ring.rows,), min(ring.capacity, _FEWEST * nlist))
-        self.trained = torch.zeros(ring.rows, dtype=torch.bool)
+        self.centroids = torch.zeros(
+            ring.rows, ring.heads, nlist, ring.d_key, dtype=torch.float32, device="cpu"
+        )
+        self.lists = torch.full((ring.rows, ring.heads, ring.capacity), -1, dtype=torch.int32, device="cpu")
+        self.due = torch.full(
+            (ring.rows,), min(ring.capacity, _FEWEST * nlist), dtype=torch.int64, device="cpu"
+        )
+        self.trained = torch.zeros(ring.rows, dtype=torch.bool, device="cpu")
         self.work: dict[str, Work] = {}
         self._indexes: dict[Memory, Any] = {}
 
@@ -156,7 +161,7 @@ class RingLists:
         index, ring = self._index(memory), self.ring
         index.nprobe = min(self.nprobe, self.nlist)
         live = int(ring.live[memory[0]])
-        length = min(longer(k), live)
+        length = min(k + margin(k), live)
         # Centroids are compared one by one: in a product of matrices the choice would depend on the batch.
         with counted_search() as visits, blas_threshold(2**31 - 1):
             distances, lists = index.quantizer.search(x, index.nprobe)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from retrieval.neighbors import Neighbors
 from retrieval.rolling.lists import RingLists
-from retrieval.rolling.recall import Recalled, enroll_ring, run_recall
+from retrieval.rolling.recall import Recalled, run_recall
 from retrieval.rolling.ring import Ring
 from retrieval.rolling.search import Found, anywhere, dense, exact
 from retrieval.runtime import counters_lock
-from retrieval.search import enroll, run_search
+from retrieval.search import Searchable, run_search
 from retrieval.snapshot import SnapshotError, open_snapshot, writing_snapshot
 from retrieval.work import Work
 
@@ -32,7 +32,7 @@ _SIZES = ("rows", "heads", "capacity", "d_key", "d_value", "nlist", "nprobe", "r
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class RollingMemory:
+class RollingMemory(Searchable):
     r"""For every row of a batch and every head, the latest keys and values, searched by inner product.
 
     The memory of `Memorizing Transformers <https://arxiv.org/abs/2203.08913>`_. An entry is named by its write index,
@@ -51,6 +51,10 @@ class RollingMemory:
         weights = scores.masked_fill(~past.mask, -torch.inf).softmax(-1).nan_to_num()  # a row may have no past
         read = torch.einsum("bhtk,bhtkd->bhtd", weights, past.values)
         memory.add(keys, values)
+
+    **Gradient checkpointing** runs a block again in the backward pass. Search and gather outside of the block, or add
+    after ``backward()``: a block that adds is refused then, and so is a search if the memory was written to since the
+    last one of the forward pass. **Compiling:** :meth:`add` and :meth:`reset` break the graph; the rest are operators.
 
     **No buffers.** This is no module and holds plain tensors: ``DistributedDataParallel`` sends the first rank's
     buffers to all, which would overwrite every other rank's memory. So it does not move with ``module.to(device)`` and
@@ -119,7 +123,6 @@ class RollingMemory:
         self._check_device(self._ring.device)
         if self.backend == "ivf":
             self._lists = RingLists(self._ring, nlist, nprobe, retrain)
-        self._number, self._ring_number = enroll(self), enroll_ring(self._ring)
 
     @property
     def backend(self) -> Literal["dense", "exact", "ivf"]:
@@ -191,7 +194,7 @@ class RollingMemory:
             )
         with counters_lock:
             at, n = self._ring.chosen(rows, len(keys)), keys.shape[2]
-            ids = self.written[at, None] + torch.arange(n)
+            ids = self.written[at, None] + torch.arange(n, device="cpu")
             self._ring.add(keys, values, at)
             if self._lists is not None:
                 self._lists.added(at, n)
@@ -222,10 +225,7 @@ class RollingMemory:
         if k < 1:
             raise ValueError(f"search needs k >= 1, got {k}")
         self._check("queries", queries, self._ring.d_key)
-        inputs = [queries.detach()] if rows is None else [queries.detach(), rows]
-        if torch.compiler.is_compiling():  # what a search has cost is known to no compiler
-            return Neighbors(*torch.ops.mnemograph.search(inputs, self._number, k))
-        return run_search(self._number, inputs, k)
+        return run_search(self, [queries] if rows is None else [queries, rows], k)
 
     def gather(
         self,
@@ -254,7 +254,7 @@ class RollingMemory:
                 f"ids need shape [batch <= {self._ring.rows}, heads = {self._ring.heads}, time, k], got "
                 f"{tuple(ids.shape)}"
             )
-        return run_recall(self._ring_number, ids, mask, rows)
+        return run_recall(self._ring, ids, mask, rows)
 
     def reset(self, rows: Rows | None = None) -> None:
         """Empty rows whose document has ended; the others stay.
@@ -288,6 +288,7 @@ class RollingMemory:
         if bool(strange.any()):
             x = np.where(strange, np.float32(0), x)
         with counters_lock:
+            ring.reading()
             at = ring.chosen(inputs[1] if len(inputs) > 1 else None, batch).tolist()
             found = self._found(x, [(row, head) for row in at for head in range(heads)], k)
         found.ids[strange.ravel()] = -1
@@ -363,10 +364,8 @@ class RollingMemory:
         """
         about = open_snapshot(path, _KIND, _VERSION)
         try:
-            dtype, backend = _DTYPES[about.pop("dtype")], about.pop("backend")
-            sizes = {name: about[name] for name in _SIZES}
-            made = cls(**sizes, dtype=dtype, backend=backend, device=device)
-            state = dict(about)
+            dtype, backend, state = _DTYPES[about.pop("dtype")], about.pop("backend"), dict(about)
+            made = cls(**{name: about[name] for name in _SIZES}, dtype=dtype, backend=backend, device=device)
             for file in Path(path).glob("*.npy"):
                 value = torch.from_numpy(np.load(file, allow_pickle=False))
                 state[file.stem] = value.view(dtype) if value.dtype == torch.int16 else value
@@ -380,7 +379,7 @@ class RollingMemory:
         return {"state": self.state_dict(), "about": {**self.settings, **about}}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.__init__(**saved["about"])  # a copy has a lock, a number and lists of its own
+        self.__init__(**saved["about"])  # a copy has lists of its own
         self.load_state_dict(saved["state"])
 
     def _check(self, name: str, x: Tensor, d: int) -> None:

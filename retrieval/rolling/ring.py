@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrieval.enrollment import Enrolled
+
 __all__ = ["Ring"]
 
 
-class Ring:
+class Ring(Enrolled):
     """For each row and head the last ``capacity`` keys and values, first in first out.
 
     An entry is named by its write index: how many entries its row had been given before it, over all its life, 64 bits
@@ -54,10 +56,11 @@ class Ring:
         self.d_key, self.d_value = d_key, d_value
         self.keys = torch.zeros(rows, heads, capacity, d_key, dtype=dtype, device=device)
         self.values = torch.zeros(rows, heads, capacity, d_value, dtype=dtype, device=device)
-        self.index = torch.full((rows, capacity), -1, device=device)
-        self.norms = torch.zeros(rows, heads, capacity, device=device)
+        self.index = torch.full((rows, capacity), -1, dtype=torch.int64, device=device)
+        self.norms = torch.zeros(rows, heads, capacity, dtype=torch.float32, device=device)
         self.written = np.zeros(rows, np.int64)
         self.begin = np.zeros(rows, np.int64)
+        self._changes = self._read_after = 0
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +83,7 @@ class Ring:
             ValueError: If they are too many or too few, or a row is named twice or does not exist.
         """
         if rows is None:
-            at = torch.arange(self.rows if batch is None else batch)
+            at = torch.arange(self.rows if batch is None else batch, device="cpu")
         elif rows.dtype == torch.bool:
             if rows.shape != (self.rows,):
                 raise ValueError(
@@ -116,14 +119,16 @@ class Ring:
         Raises:
             ValueError: If a value is not finite; it is named.
         """
+        self._refuse_repetition()
         n = keys.shape[2]
         kept = min(n, self.capacity)
         new_keys, new_values = (
             self._stored(x[:, :, n - kept :], name, at, n - kept)
             for x, name in ((keys, "key"), (values, "value"))
         )
-        index = torch.from_numpy(self.written[at.numpy()])[:, None] + torch.arange(n - kept, n)
+        index = torch.from_numpy(self.written[at.numpy()])[:, None] + torch.arange(n - kept, n, device="cpu")
         row, slot = at[:, None].to(self.device), (index % self.capacity).to(self.device)
+        self._changes += 1
         # Whoever is stopped in the middle leaves slots that say they are empty.
         self.index[row, slot] = -1
         self.keys[row, :, slot] = new_keys.transpose(1, 2)
@@ -148,9 +153,34 @@ class Ring:
 
     def reset(self, at: Tensor) -> None:
         """Empty rows; what they store from now on gets new names."""
+        self._refuse_repetition()
+        self._changes += 1
         self.begin[at.numpy()] = self.written[at.numpy()]
         self.index[at.to(self.device)] = -1
         self.norms[at.to(self.device)] = 0
+
+    def reading(self) -> None:
+        """Take note that entries are read; refuse to if a backward pass would read others than the forward pass did.
+
+        Raises:
+            RuntimeError: If a part of the forward pass is run again within the backward pass, and the memory was
+                written to since the last time it was read outside of one.
+        """
+        if not _in_backward():
+            self._read_after = self._changes
+        elif self._read_after != self._changes:
+            raise RuntimeError(
+                "the memory is read again in the backward pass (gradient checkpointing) and was written to since the "
+                "forward pass, so gradients would be wrong: search and gather outside of the checkpointed block, or "
+                "add and reset after backward()"
+            )
+
+    def _refuse_repetition(self) -> None:
+        if _in_backward():
+            raise RuntimeError(
+                "the memory is written to in the backward pass: gradient checkpointing runs a block again, which would "
+                "store its entries twice. Add and reset outside of the checkpointed block"
+            )
 
     @property
     def first(self) -> np.ndarray:
@@ -216,6 +246,7 @@ class Ring:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state` gave, after :meth:`faults` has found none."""
+        self._changes += 1
         for name in ("keys", "values", "index"):
             getattr(self, name).copy_(state[name])
         for name in ("written", "begin"):
@@ -225,7 +256,8 @@ class Ring:
     def faults(self, state: dict[str, Any]) -> list[str]:
         """What keeps a state from being this ring's, in words."""
         for name in ("keys", "values", "index", "written", "begin"):
-            own, given = torch.as_tensor(getattr(self, name)), state.get(name)
+            own, given = getattr(self, name), state.get(name)
+            own = own if isinstance(own, Tensor) else torch.from_numpy(own)
             if not isinstance(given, Tensor):
                 return [f"it has no tensor {name!r}"]
             if given.shape != own.shape or given.dtype != own.dtype:
@@ -233,7 +265,7 @@ class Ring:
                     f"{name} is {given.dtype} {tuple(given.shape)} there and {own.dtype} {tuple(own.shape)} here"
                 ]
         written, begin = state["written"].cpu(), state["begin"].cpu()
-        slots, end = torch.arange(self.capacity), written[:, None]
+        slots, end = torch.arange(self.capacity, device="cpu"), written[:, None]
         latest = end - 1 - (end - 1 - slots) % self.capacity
         expected = torch.where(latest >= begin[:, None], latest, -1)
         if bool((begin < 0).any() | (begin > written).any()) or not torch.equal(
@@ -245,6 +277,11 @@ class Ring:
             for name in ("keys", "values")
             if not bool(state[name].isfinite().all())
         ]
+
+
+def _in_backward() -> bool:
+    """Whether autograd is at work in this thread: then a forward pass is one that checkpointing runs again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def lengths(keys: Tensor) -> Tensor:

@@ -2,10 +2,9 @@ r"""Searching rings of keys by inner product: exactly by two ways, and through l
 
 A product of matrices rounds differently in another shape, so what it finds would depend on the rest of the batch. Here
 it only makes a shortlist. Each entry on it is scored again by a kernel that sees one pair at a time, and these scores,
-in the order (score descending, id ascending), are the result. Two ways of rounding an inner product of ``d`` terms
-differ by at most :math:`e = 2 d \, 2^{-24} \lVert q \rVert \lVert x \rVert` (Higham, Accuracy and Stability of
-Numerical Algorithms, 2002, section 3.1), so an entry that is not on a list scores at most :math:`e` above the list's
-last one. A list that could miss a neighbour is made again in a way that leaves no doubt.
+in the order (score descending, id ascending), are the result. Two ways of rounding a score differ by at most :math:`e`
+(:func:`retrieval.rounding.rounding`), so an entry that is not on a list scores at most :math:`e` above the list's last
+one. A list that could miss a neighbour is made again in a way that leaves no doubt.
 """
 
 from __future__ import annotations
@@ -19,12 +18,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from retrieval.flat import margin
 from retrieval.ordering import NOTHING, unpacked, words
 from retrieval.rolling.ring import Ring
+from retrieval.rounding import lengths, rounding
 from retrieval.runtime import blas_threshold, faiss
 from retrieval.work import Work
 
-__all__ = ["Found", "Memory", "anywhere", "dense", "exact", "joined", "longer", "settled"]
+__all__ = ["Found", "Memory", "anywhere", "dense", "exact", "joined", "settled"]
 
 # Scores of one tile: they should stay in the cache between the product and the choice. A product of fewer queries than
 # this, on the other hand, waits for the keys.
@@ -49,17 +50,12 @@ class Found:
     work: Work = field(default_factory=Work)
 
 
-def rounding(
+def _error(
     ring: Ring, queries: Float[np.ndarray, "m q d"], memories: list[Memory]
 ) -> Float[np.ndarray, "m q"]:
-    """The most by which two ways of rounding a score can differ, for each query; infinite where they may overflow."""
-    longest = np.array([float(ring.norms[memory].max()) for memory in memories])
-    d = queries.shape[2]
-    lengths = np.sqrt(np.einsum("mqd,mqd->mq", queries, queries, dtype=np.float64))
-    with np.errstate(invalid="ignore"):
-        product = lengths * longest[:, None]
-    # What is lost where numbers are too small to be normal is added at the end.
-    return np.where(product < 1e38, 2.0**-23 * (d + 2) * product + d * 2.0**-125, np.inf)
+    asked = lengths(queries)
+    longest = np.array([float(ring.norms[memory].max()) for memory in memories])[:, None]
+    return rounding(asked, np.broadcast_to(longest, asked.shape), queries.shape[2], "ip")
 
 
 def ranked(
@@ -134,14 +130,14 @@ def dense(
     if not high or not q:
         return found
     some, many = max(1, _TILE // (q * high)), min(q, max(_QUERIES, _TILE // high))
-    error = rounding(ring, queries, memories)
+    error = _error(ring, queries, memories)
     for i in range(0, m, some):
         part = memories[i : i + some]
         keys, begins = ring.float_keys(part)
         row = np.array([row for row, _ in part])
         for j in range(0, q, many):
             asked = np.ascontiguousarray(queries[i : i + some, j : j + many])
-            scores = torch.empty(*asked.shape[:2], high)
+            scores = torch.empty(*asked.shape[:2], high, dtype=torch.float32, device="cpu")
             _multiply(ring, torch.from_numpy(asked), part, keys, begins, scores)
             if forbidden is not None:
                 for each, memory in zip(scores, part, strict=True):
@@ -236,7 +232,7 @@ def _exact(ring: Ring, x: np.ndarray, memory: Memory, k: int) -> Found:
     d, begin, work = x.shape[1], int(begins[0]), Work()
     slots, limit = [np.full((len(x), 1), -1)], np.full(len(x), -np.inf)
     for low, end in ring.segments(memory[0]):
-        length = min(end - low, longer(k))
+        length = min(end - low, k + margin(k))
         # On one core a product of matrices wins from four queries up.
         with blas_threshold(4 * d):
             scores, at = faiss.knn(
@@ -247,11 +243,6 @@ def _exact(ring: Ring, x: np.ndarray, memory: Memory, k: int) -> Found:
             limit = np.maximum(limit, scores[:, -1])
         work += Work(2 * d * len(x) * (end - low), 4 * d * (len(x) + end - low))
     return settled(ring, x, memory, keys, begins, np.concatenate(slots, 1), limit, k, work)
-
-
-def longer(k: int) -> int:
-    """Length of a shortlist for ``k`` neighbours."""
-    return k + max(8, k // 4)
 
 
 def settled(
@@ -275,7 +266,7 @@ def settled(
     n, row = len(x), np.full(len(x), memory[0])
     found = ranked(ring, x, keys, np.repeat(begins, n), row, slots, k)
     found.work += work
-    unsure = rounding(ring, x[None], [memory])[0]
+    unsure = _error(ring, x[None], [memory])[0]
     missing = (limit > -np.inf) & ~(limit + unsure < found.scores[:, -1])
     doubtful = np.flatnonzero(missing | np.isinf(unsure))
     if len(doubtful):

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from retrieval import Datastore, Index, audit
-from retrieval.audit import pair_scores, recall
+from retrieval.audit import recall
 from retrieval.exact import exact_search
 
 
@@ -42,12 +42,32 @@ def test_a_poor_index_is_found_out(tmp_path):
 
 
 def test_dead_keys_are_found():
-    """By inner product a short key never wins against longer ones of its direction: nothing finds it."""
-    keys = keys_of(200).repeat(2, 1)
-    keys[:200] *= 0.1
-    found = audit(Index("Flat").add(keys), k=1, keys=keys, sample=400)
-    assert found.unreachable == pytest.approx(0.5)
-    assert found.recall == 1
+    """Codes of a few bits make other keys look nearer than a key to itself."""
+    keys = keys_of(600)
+    index = Index("PQ2x4", "l2").add(keys)
+    found = index.search(keys, 1)
+    by_hand = 1 - float((found.ids == torch.arange(600)[:, None]).any(1).float().mean())
+    assert 0.1 < by_hand < 0.9
+    assert audit(index, k=1, keys=keys, sample=600).unreachable == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_what_no_search_could_find_is_not_the_stores_fault(k):
+    """By inner product a short key never wins against longer ones; and of many copies of a key any one will do."""
+    short = keys_of(200).repeat(2, 1)
+    short[:200] *= 0.1
+    lengths = torch.rand(600, 1, generator=torch.Generator().manual_seed(2))
+    for keys in (short, keys_of(20).repeat(100, 1), keys_of() * lengths):
+        found = audit(Index("Flat").add(keys), k=k, keys=keys, encode=keys.__getitem__)
+        assert (found.unreachable, found.recall, found.stale) == (0, 1, 0)
+
+
+def test_an_exact_search_has_found_everything_where_scores_are_nearly_zero(tmp_path):
+    keys = keys_of(300, 64)
+    for k in (100, 150, 300):
+        for queries in (keys, keys - keys.mean(0), 1e4 * keys_of(20, 64, seed=3)):
+            assert audit(Index("Flat").add(keys), queries, keys=keys, k=k).recall == 1
+    assert audit(stored(tmp_path / "store", keys), k=150).recall == 1
 
 
 def test_an_encoder_that_moved_on_is_found_out(tmp_path):
@@ -72,9 +92,9 @@ def test_recall_counts_what_is_as_near():
     other = exact_search(queries, keys, 4)
     swapped = type(other)(other.scores[:, 2:], other.ids[:, 2:], other.mask[:, 2:])
     assert not set(truth.ids[0].tolist()) & set(swapped.ids[0].tolist())
-    assert recall(swapped, truth, pair_scores(queries, keys[swapped.ids], "ip")) == 1
+    assert recall(swapped, truth, queries, keys.__getitem__, "ip") == 1
     far = exact_search(-queries, keys, 2)
-    assert recall(far, truth, pair_scores(queries, keys[far.ids], "ip")) == 0
+    assert recall(far, truth, queries, keys.__getitem__, "ip") == 0
 
 
 def test_what_cannot_be_audited():
@@ -82,3 +102,12 @@ def test_what_cannot_be_audited():
         audit(Index("Flat"))
     with pytest.raises(ValueError, match="does not keep its vectors"):
         audit(Index("Flat").add(keys_of(10)))
+    keys = keys_of(10)
+    index = Index("Flat").add(keys)
+    for name in ("k", "sample"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            audit(index, keys=keys, **{name: 0})
+    with pytest.raises(ValueError, match="no queries"):
+        audit(index, keys[:0], keys=keys)
+    with pytest.raises(ValueError, match="query 1 has a value that is not finite"):
+        audit(index, torch.stack([keys[0], keys[1] * torch.nan]), keys=keys)

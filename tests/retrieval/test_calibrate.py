@@ -58,6 +58,21 @@ def test_what_cannot_be_tried_is_named():
         calibrate(keys[:0])
     with pytest.raises(ValueError, match="recall"):
         calibrate(keys, recall=90.0)
+    for name in ("k", "batch"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            calibrate(keys, **{name: 0})
+    with pytest.raises(ValueError, match="no queries"):
+        calibrate(keys, keys[:0])
+    with pytest.raises(ValueError, match="query 2 has a value that is not finite"):
+        calibrate(keys, torch.full((3, 16), 1.0).index_fill(0, torch.tensor(2), torch.nan))
+
+
+def test_exact_search_finds_everything_where_scores_are_nearly_zero():
+    generator = torch.Generator().manual_seed(0)
+    for n, k in ((64, 32), (300, 150), (1000, 500)):
+        keys = torch.randn(n, 64, generator=generator)
+        found = calibrate(keys, k=k, recall=1.0, batch=8)
+        assert (found.chosen.factory, found.trials[0].recall) == ("Flat", 1)
 
 
 @pytest.mark.parametrize(("n", "d"), [(2000, 16), (5000, 30), (100_000, 64), (1_000_000, 257)])

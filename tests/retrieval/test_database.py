@@ -96,6 +96,46 @@ def test_a_table_of_the_users_is_searched_by_its_own_ids(tmp_path):
     assert found.scores.tolist() == np.take_along_axis(scores, order, 1).tolist()
 
 
+@pytest.mark.parametrize("wide", [1, 2**33, 2**40 + 1])
+def test_ids_are_64_bits_wide(tmp_path, wide):
+    x = vectors(10, 120).round()  # whole numbers, so that many scores are equal
+    ids = wide * np.arange(120)
+    table(tmp_path, {"id": ids, "vector": lists(x.numpy())})
+    theirs, same = LanceIndex(tmp_path, "theirs"), Index("Flat").add(x).search(x[:9], 20)
+    found = theirs.search(x[:9], 20)
+    assert found.ids.tolist() == ids[same.ids.numpy()].tolist()
+    assert torch.equal(found.scores, same.scores)
+    assert theirs.add(x[:1]).search(x[:1], 121).ids.max() == 119 * wide + 1
+
+
+def test_two_that_add_at_once_give_out_no_id_twice(tmp_path):
+    x = vectors(11, 40)
+    LanceIndex(tmp_path).add(x[:1])
+    writers = [LanceIndex(tmp_path) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda writer: [writer.add(x[i : i + 5]) for i in range(0, 40, 5)], writers))
+    assert len(LanceIndex(tmp_path)) == 1 + 4 * 40
+
+
+def test_a_foreign_writer_that_repeats_an_id_is_noticed(tmp_path):
+    class Late(LanceIndex):
+        """Between its look at the table and its writing another program writes."""
+
+        def _append(self, table, x) -> None:
+            row = pyarrow.table({"id": [theirs], "vector": lists(x[:1])})
+            lancedb.connect(tmp_path).open_table("vectors").add(row)
+            super()._append(table, x)
+
+    x = vectors(12, 6)
+    LanceIndex(tmp_path).add(x)
+    index, theirs = Late(tmp_path), 90
+    assert index.add(x[:1]).search(x[:1], 10).ids[0, :8].sort().values.tolist() == [*range(7), 90]
+    theirs = 91
+    for use in (index.add, lambda x: index.search(x, 1)):
+        with pytest.raises(ValueError, match="more than once"):
+            use(x[:1])
+
+
 def test_an_index_of_the_table_is_passed_over(tmp_path):
     x = vectors(4, 2000, d=8)
     LanceIndex(tmp_path).add(x)
@@ -171,8 +211,10 @@ def test_errors_say_what_is_wrong(tmp_path):
     for number, (message, rows) in enumerate(wrong.items()):
         folder = tmp_path / str(number)
         table(folder, rows)
-        with pytest.raises(ValueError, match=message):
-            LanceIndex(folder, "theirs").search(x, 1)
+        theirs = LanceIndex(folder, "theirs")
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                theirs.search(x, 1)
 
 
 def test_without_the_extra_it_says_what_to_type(tmp_path, monkeypatch):

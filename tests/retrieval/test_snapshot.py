@@ -13,7 +13,7 @@ import pytest
 import retrieval.snapshot
 from retrieval import SnapshotError
 from retrieval.runtime import faiss
-from retrieval.snapshot import open_snapshot, writing_snapshot
+from retrieval.snapshot import open_snapshot, replace_manifest, writing_snapshot
 from tests.retrieval.crashes import killed_before_step, small_disk
 
 
@@ -145,13 +145,133 @@ def test_what_another_machine_or_a_running_process_is_writing_is_left_alone(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "box"])
 
 
-def test_a_manifest_of_before_it_had_a_checksum_is_read(tmp_path):
+FOREIGN = {
+    "without checksum": lambda m: {name: m[name] for name in ("kind", "version", "files", "about")},
+    "files is a list": lambda m: m | {"files": []},
+    "a file is a number": lambda m: m | {"files": {"data.bin": 3}},
+    "about is nothing": lambda m: m | {"about": None},
+    "version is a word": lambda m: m | {"version": "one"},
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_manifest_is_refused(tmp_path, name):
     write(tmp_path / "box")
     file = tmp_path / "box" / "manifest.json"
-    manifest = json.loads(file.read_text())
-    del manifest["sha256"]
-    file.write_text(json.dumps(manifest))
-    assert open_snapshot(tmp_path / "box", "box", 1) == {"answer": 42}
+    file.write_text(json.dumps(FOREIGN[name](json.loads(file.read_text()))))
+    with pytest.raises(SnapshotError, match="damaged or foreign"):
+        open_snapshot(tmp_path / "box", "box", 1)
+
+
+def test_what_is_no_manifest_at_all_is_refused(tmp_path):
+    write(tmp_path / "box")
+    file = tmp_path / "box" / "manifest.json"
+    for harm in (
+        lambda: file.write_text("[" * 100_000),
+        lambda: file.write_bytes(b"\xff\xfe"),
+        lambda: [file.unlink(), file.mkdir()],
+    ):
+        harm()
+        with pytest.raises(SnapshotError, match="damaged or foreign"):
+            open_snapshot(tmp_path / "box", "box", 1)
+    replace_manifest(tmp_path / "other.json", "box", 1, {"data.bin": {"sha256": ""}}, {})
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "other.json").rename(tmp_path / "odd" / "manifest.json")
+    with pytest.raises(SnapshotError, match="damaged or foreign"):
+        open_snapshot(tmp_path / "odd", "box", 1)
+
+
+def everything(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def foreign_folder(path):
+    (path / "sub").mkdir(parents=True)
+    (path / "thesis.tex").write_text("years of work")
+    (path / "sub" / "data").write_text("x")
+
+
+def box_with_notes(path):
+    write(path)
+    (path / "notes.txt").write_text("mine")
+
+
+def web_page(path):
+    path.mkdir()
+    (path / "manifest.json").write_text('{"name": "my page", "icons": []}')
+
+
+def cut_manifest(path):
+    write(path)
+    (path / "manifest.json").write_text('{"kind": "box", "ver')
+
+
+TAKEN = {
+    "folder": (foreign_folder, r"holds something else \(sub\): give another path for the box"),
+    "file": (lambda p: p.write_text("precious"), "is a file: give another path"),
+    "another kind": (lambda p: write(p, kind="jar"), r"holds another kind of snapshot \(jar\): give another"),
+    "own and more": (box_with_notes, r"something else \(notes\.txt\)"),
+    "manifest of a web page": (web_page, r"something else \(manifest\.json\)"),
+    "manifest cut": (cut_manifest, r"something else \(data\.bin\)"),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_not_ours_is_never_replaced(tmp_path, name):
+    make, message = TAKEN[name]
+    make(tmp_path / "proj")
+    before = everything(tmp_path)
+    with pytest.raises(FileExistsError, match=message):
+        write(tmp_path / "proj")
+    assert everything(tmp_path) == before
+
+
+def test_what_comes_while_it_is_written_is_not_replaced(tmp_path):
+    def slow():
+        with writing_snapshot(tmp_path / "box", "box", 1, {}) as folder:
+            (folder / "data.bin").write_bytes(b"x")
+            foreign_folder(tmp_path / "box")
+
+    with pytest.raises(FileExistsError, match=r"something else \(sub\)"):
+        slow()
+    assert set(everything(tmp_path)) == {"box/thesis.tex", "box/sub/data"}
+
+
+def test_what_may_be_replaced(tmp_path):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    for name in ("one bit", "cut", "file missing", "newer"):
+        write(tmp_path / name)
+        DAMAGE[name][0](tmp_path / name)
+        write(tmp_path / name)
+        assert open_snapshot(tmp_path / name, "box", 1) == {"answer": 42}
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    write(tmp_path / "v1")
+    (tmp_path / "latest").symlink_to("v1")
+    write(tmp_path / "latest", b"new")
+    assert (tmp_path / "latest").is_symlink()
+    assert (tmp_path / "v1" / "data.bin").read_bytes() == b"new"
+    (tmp_path / "next").symlink_to("v2")
+    write(tmp_path / "next", b"second")
+    assert (tmp_path / "v2" / "data.bin").read_bytes() == b"second"
+    assert open_snapshot(tmp_path / "next", "box", 1) == {"answer": 42}
+
+
+def test_the_folder_one_is_in_is_not_pulled_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileExistsError, match="is the folder you are in: give the name of a folder inside"):
+        write(".")
+    write("box")
+    assert [path.name for path in tmp_path.iterdir()] == ["box"]
+
+
+def test_folders_that_are_made_are_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(retrieval.snapshot, "flush", flushed.append)
+    retrieval.snapshot.make_folder(tmp_path / "a" / "b")
+    assert flushed == [tmp_path, tmp_path / "a"]
 
 
 def test_one_flipped_bit_in_the_manifest_is_found(tmp_path):

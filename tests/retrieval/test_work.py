@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from experiments.ledger import Ledger
 from retrieval import ContextSource, Index, Passages
+from retrieval.enrollment import enroll
 from retrieval.exact import Metric
 from retrieval.kinds import core
 from retrieval.runtime import blas_threshold, faiss
@@ -259,7 +260,7 @@ def test_a_ledger_bills_the_index_and_nothing_else(factory):
     assert ledger.bytes == found.bytes > 0
     assert counter.get_total_flops() == found.flops
     price = flop_registry[torch.ops.mnemograph.search]
-    read, written, scattered = price.bytes_formula([QUERIES], index._number, K)  # type: ignore[attr-defined]
+    read, written, scattered = price.bytes_formula([QUERIES], enroll(index), K)  # type: ignore[attr-defined]
     assert (read, written) == (found.bytes - found.bytes_written, found.bytes_written)
     assert scattered == found.bytes_random <= found.bytes
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ import threading
 import pytest
 
 from retrieval.datastore.lock import StoreBusyError, WriterLock
+from tests.retrieval.crashes import forked
 
 HOLDER = """
 import sys
@@ -70,3 +72,33 @@ def test_threads_that_share_it_wait_for_each_other(tmp_path):
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_a_child_forked_while_a_thread_writes_is_told_and_does_not_wait(tmp_path):
+    lock, entered, go_on = WriterLock(tmp_path, wait_seconds=0.01), threading.Event(), threading.Event()
+
+    def work():
+        with lock.held():
+            entered.set()
+            go_on.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    entered.wait()
+    parent = os.getpid()
+
+    def child():
+        signal.alarm(20)  # it waited for ever
+        with pytest.raises(StoreBusyError, match=f"process {parent}"), lock.held():
+            pass
+
+    assert forked(child) == 0
+    go_on.set()
+    thread.join()
+
+    def later():
+        with lock.held():
+            pass
+
+    assert forked(later) == 0

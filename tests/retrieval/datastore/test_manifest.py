@@ -172,6 +172,68 @@ def test_a_store_that_was_replaced_is_not_taken_for_the_old_one(path):
     assert len(Datastore.open(path)) == 20
 
 
+def resealed(file, kind, change):
+    """Write a manifest anew that is whole but says something else."""
+    named, about = read_manifest(file, kind, 1)
+    change(about)
+    replace_manifest(file, kind, 1, named, about)
+
+
+@pytest.mark.parametrize("name", ["parts", "generation", "next_id", "metric", "d", "nprobe", "identity"])
+def test_a_whole_manifest_that_lacks_something_is_refused(path, name):
+    resealed(path / "manifest.json", "datastore", lambda about: about.pop(name))
+    with pytest.raises(SnapshotError, match=rf"manifest\.json is foreign or of another version .*{name}"):
+        Datastore.open(path)
+    if name == "generation":
+        with pytest.raises(SnapshotError, match="foreign or of another version"):
+            Datastore.build(path, [batch(3)])
+
+
+def test_parts_that_are_none_are_refused(path):
+    resealed(path / "manifest.json", "datastore", lambda about: about.update(parts=3))
+    with pytest.raises(SnapshotError, match="foreign or of another version"):
+        Datastore.open(path)
+
+
+def test_how_it_is_searched_is_stored(tmp_path):
+    path = tmp_path / "store"
+    with Datastore.build(path, [batch(3)], nprobe=3, ef=17, k_factor=5) as store:
+        other = Datastore.open(path)
+        assert (other.nprobe, other.ef, other.k_factor) == (3, 17, 5)
+        store.nprobe = 4
+        store.append([batch(2)])
+        assert (store.nprobe, Datastore.open(path).nprobe) == (4, 3), "what is set is this object's"
+        store.tune(nprobe=6, k_factor=2)
+        assert (store.nprobe, store.ef, store.k_factor) == (6, 17, 2)
+        other.refresh()
+        assert (other.nprobe, other.ef, other.k_factor) == (6, 17, 2)
+        assert other.info()["nprobe"] == 6
+    for name in ("nprobe", "ef", "k_factor"):
+        with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+            setattr(other, name, 0)
+        with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+            other.tune(**{name: 0})
+        with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+            Datastore.build(tmp_path / "new", [batch(3)], **{name: 0})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_store_that_was_moved_away_is_not_made_anew(path):
+    store = Datastore.open(path)
+    path.rename(path.with_name("moved"))
+    for change in (
+        lambda: store.append([batch(3)]),
+        lambda: store.delete([0]),
+        store.compact,
+        store.reindex,
+        lambda: store.merge([store]),
+    ):
+        with pytest.raises(SnapshotError, match=r"there is no datastore at .* build it first"):
+            change()
+    assert not path.exists()
+    assert len(Datastore.open(path.with_name("moved"))) == 68
+
+
 def test_manifests_say_what_wrote_them(path):
     for file in (path / "manifest.json", next(path.glob("seg-*/manifest.json"))):
         about = json.loads(file.read_text())["about"]

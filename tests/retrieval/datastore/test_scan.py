@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import retrieval.datastore.changes
 import retrieval.datastore.scan
+from retrieval import Neighbors
 from retrieval.datastore import Datastore
 from retrieval.datastore.exclusion import Exclusion
-from retrieval.datastore.ranking import Ranking, pair_scores
+from retrieval.datastore.ranking import Ranking, exact_scores
 from retrieval.runtime import threads
 
 HERE = settings(
@@ -37,20 +38,20 @@ def build(path, columns, batches=1, **options):
     return Datastore.open(path, verify=False)
 
 
-def naive(columns, queries, k, metric, exclude=None, visible_at=None, own=None):
+def naive(columns, queries, k, metric, exclude=None, visible_at=None, own=None, gone=()):
     """Every pair scored by itself, hidden ones left out, sorted."""
     keys, _, documents, positions = columns
     n = len(keys)
     rows = []
     for i, query in enumerate(queries):
-        scores = pair_scores(query[None], np.zeros(n, np.int64), keys, np.arange(n), metric)
-        hidden = np.zeros(n, bool)
+        scores = exact_scores(query[None], np.zeros(n, np.int64), keys, np.arange(n), metric)
+        hidden = np.isin(np.arange(n), gone)
         if exclude is not None:
             hidden |= documents == exclude[i]
         if visible_at is not None:
             late = positions >= visible_at[i]
             hidden |= late if own is None or own[i] < 0 else late & (documents == own[i])
-        ranked = sorted((-scores[j], j) for j in np.flatnonzero(~hidden))[:k]
+        ranked = sorted((-scores[j], j) for j in np.flatnonzero(~hidden & np.isfinite(scores)))[:k]
         rows.append(([j for _, j in ranked], [-score for score, _ in ranked]))
     return rows
 
@@ -188,6 +189,55 @@ def test_a_query_that_is_no_number_has_no_neighbours(stores):
             found = store.search(broken, 4)
             assert found.mask.sum(1).tolist() == [4, 0, 4]
             assert torch.equal(found.ids[::2], clean.ids[::2])
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
+@pytest.mark.parametrize("size", [5e18, 1e20, 2e37, 2.0**-60], ids=["5e18", "1e20", "2e37", "subnormal"])
+def test_rules_hold_and_nothing_is_missed_where_products_overflow_or_vanish(
+    tmp_path, monkeypatch, metric, factory, size
+):
+    # Of several blocks, the later ones come when there are neighbours already.
+    monkeypatch.setattr(retrieval.datastore.scan, "_KEYS", 37)
+    monkeypatch.setattr(retrieval.datastore.changes, "_SMALL", 100)
+    rng = np.random.default_rng(7)
+    small = size < 1
+    keys = rng.integers(-3, 4, (300, 6)).astype(np.float32) * np.float32(2.0**-75 if small else 1)
+    queries = rng.integers(-3, 4, (12, 6)).astype(np.float32) * np.float32(size)
+    columns = keys, *corpus(0, 300)[1:]
+    options = {"dtype": "float32", "metric": metric, "factory": factory, "nprobe": 4}
+    store = Datastore.build(tmp_path / "store", [columns], **options)
+    gone = range(0, 300, 3)
+    store.delete(gone)
+    exclude, seen = np.arange(12) % 15, np.full(12, 15)
+    expected = naive(columns, queries, 20, metric, exclude=exclude, visible_at=seen, gone=gone)
+    for batch in (12, 1):
+        parts = [
+            store.search(
+                torch.from_numpy(queries[i : i + batch]),
+                20,
+                exclude=torch.from_numpy(exclude[i : i + batch]),
+                visible_at=torch.from_numpy(seen[i : i + batch]),
+            )
+            for i in range(0, 12, batch)
+        ]
+        found = Neighbors.cat(parts)
+        assert found.mask.sum(1).tolist() == [len(ids) for ids, _ in expected]
+        same(found, expected)
+
+
+def test_lengths_that_overflow_when_squared_leave_no_doubt(tmp_path, monkeypatch, metric):
+    """As many neighbours as there are, of keys as long as a store takes."""
+    rng = np.random.default_rng(8)
+    keys = rng.standard_normal((200, 6))
+    monkeypatch.setattr(retrieval.datastore.scan, "_KEYS", 37)
+    keys = (keys / np.linalg.norm(keys, axis=1, keepdims=True) * 9e17).astype(np.float32)
+    queries = (rng.standard_normal((5, 6)) * 1e19).astype(np.float32)
+    columns = keys, *corpus(0, 200)[1:]
+    store = build(tmp_path / "store", columns, 2, metric=metric)
+    expected = naive(columns, queries, 20, metric)
+    found = store.search(torch.from_numpy(queries), 20)
+    assert found.mask.sum(1).tolist() == [len(ids) for ids, _ in expected]
+    same(found, expected)
 
 
 @given(

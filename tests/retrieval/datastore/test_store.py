@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import retrieval.datastore.changes
 from retrieval import Neighbors
 from retrieval.datastore import Datastore
+from retrieval.datastore.entries import whole_numbers
 from retrieval.datastore.lock import StoreBusyError
+from retrieval.enrollment import enroll
 from retrieval.runtime import threads
 from tests.retrieval.crashes import forked
 
@@ -233,6 +235,80 @@ def test_merging_needs_the_same_kind_of_store(path, tmp_path):
     assert store.values(torch.arange(100, 104)).tolist() == [600, 606, 900, 903]
 
 
+def test_documents_of_merged_stores_are_kept_apart(path, tmp_path):
+    """Who excludes document 0 of one store must not lose document 0 of another."""
+    store = Datastore.open(path)
+    keys, values, _, positions = batch(200, 20)
+    other = Datastore.build(tmp_path / "other", [(keys, values, torch.arange(20) // 10, positions)])
+    (ids,) = store.merge([other])
+    assert store.documents(torch.tensor(ids)).tolist() == [10] * 10 + [11] * 10
+    found = store.search(keys[:1], 1, exclude=torch.tensor([0]))
+    assert store.values(found).tolist() == [[600]]
+    first, second = store.merge([other, other])
+    assert store.documents(torch.tensor([first[0], first[-1], second[0], second[-1]])).tolist() == [
+        12,
+        13,
+        14,
+        15,
+    ]
+    (ids,) = store.merge([other], documents="same")
+    assert store.documents(torch.tensor(ids)).tolist() == [0] * 10 + [1] * 10
+    with pytest.raises((ValueError, TypeError), match="documents"):
+        store.merge([other], documents="mixed")
+    large = torch.full((20,), 2**63 - 5)
+    other = Datastore.build(tmp_path / "large", [(keys, values, large, positions)])
+    before = len(store)
+    with pytest.raises(ValueError, match=r"would not fit 64 bits .* documents='same'"):
+        store.merge([other])
+    store.merge([other], documents="same")
+    assert len(store) == before + 20
+
+
+def test_a_failure_in_the_background_is_told(path):
+    store = Datastore.open(path)
+    store.reindex("IVFnonsense", background=True)
+    with pytest.raises(ValueError, match="FAISS has no index"):
+        store.close()
+    store.close()
+    with Datastore.open(path) as store:
+        done = store.reindex("IVFnonsense", background=True)
+        with pytest.raises(ValueError, match="FAISS has no index"):
+            done.result()
+
+    def fails():
+        with Datastore.open(path) as store:
+            store.reindex("IVFnonsense", background=True)
+            raise KeyError("mine")
+
+    with (
+        pytest.warns(UserWarning, match="in the background failed: FAISS has no index"),
+        pytest.raises(KeyError, match="mine"),
+    ):
+        fails()
+
+
+def test_what_is_no_id_is_refused(path):
+    store = Datastore.open(path)
+    mask = torch.zeros(100, dtype=torch.bool)
+    with pytest.raises(
+        TypeError, match=r"must be integers, got torch\.bool: of a mask give mask\.nonzero\(\)"
+    ):
+        whole_numbers("ids", mask)
+    with pytest.raises(TypeError, match=r"got torch\.float32: give ids\.long\(\) if they are whole"):
+        whole_numbers("ids", torch.tensor([5.9]))
+    assert whole_numbers("ids", []).tolist() == []
+    for wrong in (mask, torch.tensor([5.9]), [True, False], [5.9]):
+        for attempt in (
+            lambda wrong=wrong: store.delete(wrong),
+            lambda wrong=wrong: store.delete(documents=wrong),
+            lambda wrong=wrong: store.values(torch.as_tensor(wrong)),
+        ):
+            with pytest.raises(TypeError):
+                attempt()
+    assert len(store) == 100
+    assert store.delete([]) == 0
+
+
 def test_a_search_is_an_operator_with_a_price(path):
     store = Datastore.open(path)
     with FlopCounterMode(display=False) as counter:
@@ -241,7 +317,7 @@ def test_a_search_is_an_operator_with_a_price(path):
     more = store.search(batch(0, 5)[0], 4, exclude=torch.zeros(5, dtype=torch.int64))
     assert more.flops >= found.flops
     assert more.bytes > found.bytes
-    meta = torch.ops.mnemograph.search([torch.zeros(5, D, device="meta")], store._number, 4)
+    meta = torch.ops.mnemograph.search([torch.zeros(5, D, device="meta")], enroll(store), 4)
     assert [tuple(part.shape) for part in meta] == [(5, 4)] * 3
 
 

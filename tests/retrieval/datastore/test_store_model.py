@@ -80,15 +80,19 @@ class StoreAgainstDictionary(RuleBasedStateMachine):
         self.store.compact()
         assert not any(part.dead is not None for part in self.store._generation.parts)
 
-    @rule(entries=st.lists(ENTRY, min_size=1, max_size=8), delete=st.booleans())
-    def merge(self, entries, delete):
+    @rule(entries=st.lists(ENTRY, min_size=1, max_size=8), delete=st.booleans(), apart=st.booleans())
+    def merge(self, entries, delete, apart):
         others = self.numbered(entries, 0)
         with Datastore.build(Path(self.folder.name) / "other", [self.batch(others)], metric="l2") as other:
             if delete:
                 other.delete([0])
                 del others[0]
-            (ids,) = self.store.merge([other])
-        self.expected |= dict(zip(ids, others.values(), strict=True))
+            raised = self.store._generation.largest_document + 1 if apart else 0
+            (ids,) = self.store.merge([other], documents="apart" if apart else "same")
+        labels = {entry[2] for entry in self.expected.values()}
+        assert not apart or all(label < raised for label in labels)
+        entries = [(key, value, label + raised, at) for key, value, label, at in others.values()]
+        self.expected |= dict(zip(ids, entries, strict=True))
 
     @rule(factory=st.sampled_from(["Flat", "IVF2,Flat", "HNSW8"]), background=st.booleans())
     def reindex(self, factory, background):

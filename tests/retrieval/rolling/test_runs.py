@@ -15,10 +15,12 @@ import time
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.ledger import Ledger
 from retrieval import SnapshotError
+from retrieval.enrollment import enroll
 from retrieval.rolling import RollingMemory
 from tests.retrieval.rolling.test_memory import BACKENDS, CAPACITY, HEADS, ROWS, D, entries, memory
 
@@ -180,6 +182,55 @@ def test_retrieving_everything_is_attention():
     assert torch.allclose(read, truth, atol=1e-5)
 
 
+def step(add: str, checkpointed: bool, reentrant: bool) -> list[Tensor]:
+    """Gradients of a block that reads, with entries added inside it, behind it, or after the backward pass."""
+    real = memory("dense")
+    real.add(*entries(0, 4, whole=False))
+    x = entries(1, 5, whole=False)[0].requires_grad_()
+    weight = torch.eye(D, requires_grad=True)
+
+    def block(x: Tensor) -> Tensor:
+        queries = x @ weight
+        past = real.gather(real.search(queries, 3))
+        if add == "inside":
+            real.add(queries, queries[..., :2])
+        return torch.einsum("bhtd,bhtkd,bhtkv->bhtv", queries, past.keys, past.values)
+
+    out = checkpoint(block, x, use_reentrant=reentrant) if checkpointed else block(x)
+    if add == "behind":
+        real.add(x, x[..., :2])
+    out.sum().backward()
+    if add == "after":
+        real.add(x, x[..., :2])
+    assert real.written.tolist() == [4 + 5] * ROWS
+    assert x.grad is not None
+    assert weight.grad is not None
+    return [x.grad, weight.grad]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_is_right_or_refused(reentrant):
+    assert all(map(torch.equal, step("after", True, reentrant), step("after", False, reentrant)))
+    for add in ("inside", "behind"):
+        step(add, False, reentrant)
+        with pytest.raises(RuntimeError, match="search and gather outside of the checkpointed block"):
+            step(add, True, reentrant)
+
+
+@pytest.mark.parametrize("change", ["add", "reset"])
+def test_a_block_that_writes_is_not_run_again(change):
+    real = memory("dense")
+    x = entries(1, 2, whole=False)[0].requires_grad_()
+
+    def block(x: Tensor) -> Tensor:
+        real.add(x, x[..., :2]) if change == "add" else real.reset()
+        return x.exp().sin()
+
+    with pytest.raises(RuntimeError, match="written to in the backward pass"):
+        checkpoint(block, x, use_reentrant=False).sum().backward()
+    assert real.written.tolist() == [2 if change == "add" else 0] * ROWS
+
+
 # In a process of its own, where no annotation is checked: the checker itself cannot be compiled.
 COMPILING = """
 import torch
@@ -232,7 +283,7 @@ def test_the_operator_passes_torchs_own_checks():
     for ids, mask in ((found.ids, found.mask), (found.ids[:1], found.mask[:1])):
         torch.library.opcheck(
             torch.ops.mnemograph.recall.default,
-            (ids, mask, None, real._ring_number),
+            (ids, mask, None, enroll(real._ring)),
             test_utils=("test_schema", "test_faketensor"),
         )
 
