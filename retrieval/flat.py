@@ -135,9 +135,9 @@ class FlatSearch:
             scores, ids, works = zip(*parts, strict=True)
             return np.concatenate(scores), np.concatenate(ids), sum(works, Work())
         first = scores, ids, last = self._shortlist(x, length)
-        if length == stored or not (scores[:, k - 1] - last).min() > largest_rounding(
-            x, self._longest_key(), self._metric
-        ):
+        # These are in the order of their approximate scores; the k-th best is no worse than the worst of the first k.
+        gap = (scores[:, :k].min(1) - last).min()
+        if length == stored or not gap > largest_rounding(x, self._longest_key(), self._metric):
             return self._settled(x, k, length, first)
         # What nearly every search comes to, in few steps: they are what a small one costs.
         if (scores[:, 1:] >= scores[:, :-1]).any():
