@@ -41,7 +41,7 @@ BATCHES = (1, 8, 64, 256, 4096)
 TILE = 65536
 DEPTH, FADING = 8, 0.7
 # Seconds a contestant may take in a case.
-PATIENCE = 4.0
+PATIENCE = 2.5
 
 Search = Callable[[Tensor], Any]
 
