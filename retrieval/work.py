@@ -7,7 +7,7 @@ squared distance. Comparisons are no operations: they show in the bytes.
 ==========================  =======================================================================================
 structure                   one search of a vector, ``ndis`` stored entries visited
 ==========================  =======================================================================================
-Flat                        ``n`` pairs, and those of a shortlist of ``k + max(8, k / 4)`` once more, one by one
+Flat                        ``n`` pairs, and those of a shortlist of ``k + max(16, k / 2)`` once more, one by one
                             (:func:`retrieval.flat.settle`; longer where near ties ask for it)
 SQ8, SQ6, SQ4               ``n`` pairs, and ``4d`` to decode each entry; none for fp16, bf16 and direct 8-bit codes
 PQ{M}x{b}                   a table of ``M`` x ``2^b`` pairs of parts + ``M`` additions for each of ``n`` entries
