@@ -26,8 +26,8 @@ _Shortlist = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarra
 def margin(k: int) -> int:
     """How many entries more than wanted a shortlist has.
 
-    In a million contexts of source code 4 % of 256 queries had nearer ties than eight more tell apart, none than sixteen
-    did; and asking again for a few costs a third of asking for all.
+    In a million contexts of source code 4 % of 256 queries had ties that eight more did not settle, and sixteen settled
+    all; asking again for a few costs a third of asking for all.
     """
     return max(16, k // 2)
 
