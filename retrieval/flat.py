@@ -72,14 +72,12 @@ def settle(
         lost = np.flatnonzero(np.isinf(most)) if every is not None else np.zeros(0, np.int64)
         rows = np.flatnonzero(_unsure(scores, last, most) & np.isfinite(most))
         for _ in range(_LONGER if every is not None else stored):
-            if not len(rows) or length == stored:
+            if not len(rows):
                 break
             length = min(stored, 4 * length)
             listed += len(rows) * length
             scores[rows], ids[rows], last = _best(shortlist, rows, length, k)
-            if length == stored:
-                rows = rows[:0]
-            rows = rows[_unsure(scores[rows], last, most[rows])] if len(rows) else rows
+            rows = rows[_unsure(scores[rows], last, most[rows])] if length < stored else rows[:0]
         lost = np.concatenate([lost, rows])
     if every is None:
         return scores, ids, listed

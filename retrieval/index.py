@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retrieval.building import add_work, train_work
 from retrieval.exact import Metric
-from retrieval.kinds import core, refuse_unpriced
+from retrieval.kinds import core, refuse_unpriced, unwrap
 from retrieval.neighbors import Neighbors
 from retrieval.runtime import blas_threshold, counters_lock, faiss
 from retrieval.search import Searchable, check_queries, run_search
@@ -263,14 +263,6 @@ class Index(Searchable):
         )
         return found if flat else found.view(*batch, k)
 
-    def _tune(self, index: Any) -> bool:
-        """Whether lists are chosen through a graph; if so, with our number of candidates."""
-        graph = faiss.downcast_index(index.quantizer)
-        if not isinstance(graph, faiss.IndexHNSW):
-            return False
-        graph.hnsw.efSearch = self.ef
-        return True
-
     def _made(self, d: int) -> Any:
         if self._index is None:
             metric = faiss.METRIC_INNER_PRODUCT if self.metric == "ip" else faiss.METRIC_L2
@@ -292,7 +284,9 @@ class Index(Searchable):
             raise ValueError(f"vectors of {d} dimensions, the index stores {self._index.d}")
         inner = core(self._index)
         if isinstance(inner, faiss.IndexIVF):
-            self._tune(inner)
+            coarse = unwrap(inner.quantizer)
+            if isinstance(coarse, faiss.IndexHNSW):
+                coarse.hnsw.efSearch = self.ef
         return self._index
 
     def _bill(self, kind: str, work: Work) -> None:

@@ -85,9 +85,8 @@ class IndexSearch:
 
     def _lists(self, index: Any, x: np.ndarray, how: SearchSettings) -> tuple[np.ndarray, np.ndarray, Work]:
         """FAISS's own distances to the centroids of the lists to visit, their numbers, and what choosing them took."""
-        nprobe = min(how.nprobe, index.nlist)
-        # Both are looked at wherever FAISS chooses lists by itself.
-        index.nprobe = nprobe
+        # What it says is how many lists of each query FAISS takes.
+        nprobe = index.nprobe = min(how.nprobe, index.nlist)
         coarse = unwrap(index.quantizer)
         if isinstance(coarse, FLAT):
             near, lists, work = self(coarse, x, nprobe, how)

@@ -24,8 +24,10 @@ from retrieval.exchange import exchange
 
 __all__ = [
     "SnapshotError",
+    "check_files",
     "checksum",
     "clear_leftovers",
+    "describe_file",
     "flush",
     "make_folder",
     "open_snapshot",
@@ -76,7 +78,7 @@ def writing_snapshot(path: str | Path, kind: str, version: int, about: Mapping[s
         yield beside
         files = {}
         for file in sorted(beside.iterdir()):
-            files[file.name] = {"bytes": file.stat().st_size, "sha256": checksum(file)}
+            files[file.name] = describe_file(file)
             flush(file)
         _write_manifest(beside / _MANIFEST, kind, version, files, about)
         flush(beside)
@@ -106,19 +108,32 @@ def open_snapshot(path: str | Path, kind: str, version: int, *, verify: bool = T
     if not path.exists():
         _recover(path.resolve())
     files, about = read_manifest(path / _MANIFEST, kind, version)
-    for name, is_ in files.items():
-        file = path / name
-        if not {"bytes", "sha256"} <= is_.keys():
-            raise SnapshotError(_damaged(path / _MANIFEST))
-        if not file.is_file():
-            raise SnapshotError(f"{file} is missing: delete {path} and build it again")
-        if file.stat().st_size != is_["bytes"]:
-            raise SnapshotError(
-                f"{file} has {file.stat().st_size} bytes, not {is_['bytes']}: delete {path} and build it again"
-            )
-        if verify and checksum(file) != is_["sha256"]:
-            raise SnapshotError(f"{file} is damaged (its checksum differs): delete {path} and build it again")
+    if any(not {"bytes", "sha256"} <= is_.keys() for is_ in files.values()):
+        raise SnapshotError(_damaged(path / _MANIFEST))
+    check_files(path, files, verify=verify, advice=f"delete {path} and build it again")
     return about
+
+
+def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]], *, verify: bool, advice: str) -> None:
+    """Compare files with what a manifest says of them.
+
+    Args:
+        folder: Where they are.
+        files: Their length and checksum, by name.
+        verify: Whether to compare checksums; lengths are always compared.
+        advice: What to do about one that differs.
+
+    Raises:
+        SnapshotError: If one is missing or differs.
+    """
+    for name, is_ in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise SnapshotError(f"{file} is missing: {advice}")
+        if file.stat().st_size != is_["bytes"]:
+            raise SnapshotError(f"{file} has {file.stat().st_size} bytes, not {is_['bytes']}: {advice}")
+        if verify and checksum(file) != is_["sha256"]:
+            raise SnapshotError(f"{file} is damaged (its checksum differs): {advice}")
 
 
 def read_manifest(file: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -200,6 +215,11 @@ def make_folder(path: Path) -> None:
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
         flush(path.parent)
+
+
+def describe_file(file: Path) -> dict[str, Any]:
+    """What a manifest says of a file, as :func:`check_files` takes it."""
+    return {"bytes": file.stat().st_size, "sha256": checksum(file)}
 
 
 def checksum(file: Path) -> str:

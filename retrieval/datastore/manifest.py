@@ -23,8 +23,8 @@ from retrieval.datastore.segment import Part, Segment, reading
 from retrieval.runtime import faiss
 from retrieval.snapshot import (
     SnapshotError,
-    checksum,
     clear_leftovers,
+    describe_file,
     flush,
     read_manifest,
     remove_snapshot,
@@ -55,14 +55,14 @@ def commit(generation: Generation) -> Generation:
     path, files = generation.path, {}
     for part in generation.parts:
         for name in part.folders:
-            files[f"{name}/{_MANIFEST}"] = _of_file(path / name / _MANIFEST)
+            files[f"{name}/{_MANIFEST}"] = describe_file(path / name / _MANIFEST)
     if len(generation.deleted):
         name = _tombstones(generation)
         content = io.BytesIO()  # numpy's own writing to a file may lose its end on a full disk and not say so
         np.save(content, generation.deleted)
         (path / name).write_bytes(content.getvalue())
         flush(path / name)
-        files[name] = _of_file(path / name)
+        files[name] = describe_file(path / name)
     settings = asdict(generation.settings)
     about = settings.pop("layout") | {
         **settings,
@@ -179,7 +179,7 @@ def _opened(
         if not file.is_file():
             raise SnapshotError(f"{file} is missing: take it from a copy, or build {path} again")
         # Of manifests and tombstones, which are small, the content is always compared.
-        if _of_file(file) != is_:
+        if describe_file(file) != is_:
             raise SnapshotError(
                 f"{file} is damaged or of another store: take it from a copy, or build {path} again"
             )
@@ -214,7 +214,3 @@ def _opened(
 
 def _tombstones(generation: Generation) -> str:
     return f"deleted-{generation.number:06d}.npy"
-
-
-def _of_file(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": checksum(file)}

@@ -22,7 +22,15 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from retrieval.distributed.group import Ranks, agreed
-from retrieval.snapshot import SnapshotError, checksum, flush, read_manifest, replace_manifest
+from retrieval.snapshot import (
+    SnapshotError,
+    check_files,
+    checksum,
+    describe_file,
+    flush,
+    read_manifest,
+    replace_manifest,
+)
 
 __all__ = ["open_ranks", "save_ranks"]
 
@@ -156,7 +164,7 @@ def _write(generation: Path, ranks: Ranks, write: Callable[[Path], object]) -> s
         flush(file)
         if file.is_file():
             name = file.relative_to(folder).as_posix()
-            files[name] = {"bytes": file.stat().st_size, "sha256": checksum(file)}
+            files[name] = describe_file(file)
     flush(folder)
     manifest = generation / f"{folder.name}.json"
     replace_manifest(manifest, _ONE, _VERSION, files, {})
@@ -192,14 +200,7 @@ def _checked(path: Path, ranks: Ranks, generation: str | None, verify: bool) -> 
     manifest = path / name / f"{_folder(ranks)}.json"
     if not manifest.is_file() or checksum(manifest) != parts[f"{name}/{manifest.name}"]["sha256"]:
         raise SnapshotError(f"{manifest} is missing or damaged: resume from an earlier checkpoint")
-    for file, is_ in read_manifest(manifest, _ONE, _VERSION)[0].items():
-        at = path / name / _folder(ranks) / file
-        if not at.is_file():
-            raise SnapshotError(f"{at} is missing: resume from an earlier checkpoint")
-        if at.stat().st_size != is_["bytes"]:
-            raise SnapshotError(
-                f"{at} has {at.stat().st_size} bytes, not {is_['bytes']}: resume from an earlier checkpoint"
-            )
-        if verify and checksum(at) != is_["sha256"]:
-            raise SnapshotError(f"{at} is damaged (its checksum differs): resume from an earlier checkpoint")
+    files, _ = read_manifest(manifest, _ONE, _VERSION)
+    folder = path / name / _folder(ranks)
+    check_files(folder, files, verify=verify, advice="resume from an earlier checkpoint")
     return name
