@@ -4,12 +4,14 @@
 
 Exact search is compared at every size of a batch with FAISS's own flat index, its BLAS switch set as well as we know,
 and with a product of matrices and ``torch.topk`` over pieces of the store. Searches of inverted lists are compared
-with our exact one, and with the graphs of ``hnswlib`` and ``usearch``, each at the first setting of a doubling row
-that finds nine tenths of the 32 nearest (``pip install hnswlib usearch``; without them their lines are left out).
+with our exact one, and with the graphs of ``hnswlib`` and ``usearch``, each at the first setting of a fine row that
+finds nine tenths of the 32 nearest (``pip install hnswlib usearch``; without them their lines are left out).
 ``--growth`` measures exact search and lists at up to ten million vectors instead.
 
-Keys are contexts in the default corpus, queries contexts in its test split (:func:`stream`). Contestants take
-turns on one thread; figures are medians of CPU time.
+Keys are contexts in the default corpus, queries contexts in its test split (:func:`stream`). Tokens' vectors say what
+stands near them; where a line says "unlike", they are drawn by lot and say nothing, so that contexts with other last
+tokens have nothing in common: no index finds these well. Contestants take turns on one thread; figures are medians of
+CPU time.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -52,39 +55,60 @@ def tokens(split: str) -> np.ndarray:
     return getattr(CodeCorpus().load(), split).tokens.astype(np.int64)
 
 
-def stream(n: int, d: int, split: str, skip: int = 0) -> Tensor:
-    """Keys of ``n`` positions of a text: the fading sum of the last tokens' vectors, of length one.
+@cache
+def words(d: int, alike: bool) -> Tensor:
+    """A vector of length one for each token.
 
-    Tokens have random vectors, so contexts that share their last tokens are near each other and nothing else is. A text
-    that is too short is read again, with other vectors.
+    Those that are alike have leading singular vectors of the positive pointwise mutual information of tokens that stand
+    at most three places apart (`Levy and Goldberg <https://papers.nips.cc/paper/5477>`_).
     """
-    text, keys, done = tokens(split), torch.empty(n, d), 0
-    while done < n:
-        vectors = torch.randn(int(text.max()) + 1, d, generator=torch.Generator().manual_seed(done))
-        size = min(TILE, n - done, len(text) - skip - DEPTH)
-        while done < n and skip + DEPTH + size <= len(text):
-            part = torch.from_numpy(text[skip : skip + size + DEPTH])
-            summed = sum(
-                FADING**age * vectors[part[DEPTH - age : DEPTH - age + size]] for age in range(DEPTH)
-            )
-            keys[done : done + size] = F.normalize(torch.as_tensor(summed), dim=1)
-            done, skip = done + size, skip + size
-            size = min(size, n - done)
-        skip = 0
+    text = torch.from_numpy(tokens("train"))
+    size = int(text.max()) + 1
+    if not alike:
+        return F.normalize(torch.randn(size, d, generator=torch.Generator().manual_seed(0)), dim=1)
+    pairs = torch.zeros(size * size)
+    for apart in range(1, 4):
+        pairs += torch.bincount(text[apart:] * size + text[:-apart], minlength=size * size)
+    counts = pairs.view(size, size)
+    counts = counts + counts.T
+    expected = counts.sum(0) * counts.sum(1, keepdim=True) / counts.sum()
+    shared = torch.log(counts / expected.clamp(min=1e-9)).clamp(min=0)
+    left, values, _ = torch.linalg.svd(shared)
+    return F.normalize(left[:, :d] * values[:d].sqrt(), dim=1)
+
+
+def stream(n: int, d: int, split: str, alike: bool = True) -> Tensor:
+    """Keys of the first ``n`` positions of a text: the fading sum of the last tokens' vectors, of length one.
+
+    The mean of all that is left out, as it says nothing.
+    """
+    text, vectors = torch.from_numpy(tokens(split)), words(d, alike)
+    if n + DEPTH > len(text):
+        raise SystemExit(f"the {split} split has {len(text):,} tokens, {n:,} keys need more")
+    often = torch.bincount(torch.from_numpy(tokens("train")), minlength=len(vectors)).float()
+    vectors = vectors - often @ vectors / often.sum()
+    keys = torch.empty(n, d)
+    for at in range(0, n, TILE):
+        size = min(TILE, n - at)
+        summed = sum(
+            FADING**age * vectors[text[at + DEPTH - age : at + DEPTH - age + size]] for age in range(DEPTH)
+        )
+        keys[at : at + size] = F.normalize(torch.as_tensor(summed), dim=1)
     return keys
 
 
-def measure(contestants: dict[str, Search], queries: Tensor) -> dict[str, tuple[float, int]]:
-    """Median CPU seconds of a call and number of calls, of contestants that take turns."""
+def measure(contestants: dict[str, Search], queries: Tensor, batch: int) -> dict[str, tuple[float, int]]:
+    """Median CPU seconds of a call and number of calls, of contestants that take turns, one batch after the other."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for call in contestants.values():
-        call(queries)
-    while sum(map(sum, times.values())) < PATIENCE * len(times) or len(next(iter(times.values()))) < 3:
+        call(queries[:batch])
+    for part in cycle(queries.split(batch)):
         for name, call in contestants.items():
             begin = time.process_time()
-            call(queries)
+            call(part)
             times[name].append(time.process_time() - begin)
-        if len(next(iter(times.values()))) >= 200:
+        calls = len(next(iter(times.values())))
+        if calls >= 200 or (calls >= 3 and sum(map(sum, times.values())) > PATIENCE * len(times)):
             break
     return {name: (statistics.median(found), len(found)) for name, found in times.items()}
 
@@ -117,23 +141,25 @@ def exact(n: int, d: int) -> Iterator[dict[str, Any]]:
         "torch": torch_search(keys),
     }
     for batch in BATCHES:
-        found = measure(contestants, queries[:batch])
+        found = measure(contestants, queries, batch)
         for peer in ("faiss", "torch"):
             yield row(f"exact, n={n:.0e}, d={d}", batch, found["ours"], found[peer], peer)
 
 
 def overhead() -> Iterator[dict[str, Any]]:
     """One query of a store of 32: what is left is the call."""
-    keys, query = stream(32, 64, "train"), stream(1, 64, "test")
+    keys, queries = stream(32, 64, "train"), stream(QUERIES, 64, "test")
     ours, raw = Index("Flat").add(keys), faiss.IndexFlatIP(64)
     raw.add(keys.numpy())
-    found = measure({"ours": lambda x: ours.search(x, 8), "faiss": lambda x: raw.search(x.numpy(), 8)}, query)
+    found = measure(
+        {"ours": lambda x: ours.search(x, 8), "faiss": lambda x: raw.search(x.numpy(), 8)}, queries, 1
+    )
     yield row("exact, n=32, d=64", 1, found["ours"], found["faiss"], "faiss")
 
 
-def lists(n: int, d: int, graphs: bool) -> Iterator[dict[str, Any]]:
+def lists(n: int, d: int, graphs: bool, alike: bool = True) -> Iterator[dict[str, Any]]:
     """Inverted lists beside exact search, and graphs beside them, all at the target."""
-    keys, queries = stream(n, d, "train"), stream(QUERIES, d, "test")
+    keys, queries = stream(n, d, "train", alike), stream(QUERIES, d, "test", alike)
     flat = Index("Flat").add(keys)
     asked = queries[:256]
     truth = flat.search(asked, K)
@@ -146,7 +172,7 @@ def lists(n: int, d: int, graphs: bool) -> Iterator[dict[str, Any]]:
     names = {"exact": "exact"}
     for codes in ("Flat", "SQ8"):
         index = Index(f"IVF{1024 if n < 5e5 else 4096},{codes}").add(keys)
-        for index.nprobe in (1, 2, 4, 8, 16, 32, 64):
+        for index.nprobe in (*range(1, 8), *range(8, 32, 2), *range(32, 129, 8)):
             if (reached := share(index.search(asked, K).ids)) >= TARGET:
                 break
         contestants[codes] = lambda x, index=index: index.search(x, K)
@@ -155,18 +181,18 @@ def lists(n: int, d: int, graphs: bool) -> Iterator[dict[str, Any]]:
         if (made := make(keys)) is None:
             continue
         search, set_ef = made
-        for ef in (32, 64, 128, 256, 512):
+        for ef in (*range(32, 128, 16), *range(128, 512, 32), *range(512, 1025, 128)):
             set_ef(ef)
             if (reached := share(search(asked))) >= TARGET:
                 break
         contestants[name] = search
         names[name] = f"{name} ef={ef} recall {reached:.2f}"
     for batch in (1, 256):
-        found = measure(contestants, queries[:batch])
+        found = measure(contestants, queries, batch)
         for peer in names:
             if peer not in ("Flat", "SQ8"):
                 for codes in ("Flat", "SQ8"):
-                    case = f"{names[codes]}, n={n:.0e}, d={d}"
+                    case = f"{names[codes]}, n={n:.0e}, d={d}{'' if alike else ', unlike'}"
                     yield row(case, batch, found[codes], found[peer], names[peer])
 
 
@@ -208,7 +234,9 @@ def growth(largest: int) -> Iterator[dict[str, Any]]:
         for part in keys.split(2**20):
             index.add(part)
         flat = Index("Flat").add(keys)
-        found = measure({"lists": partial(index.search, k=K), "exact": partial(flat.search, k=K)}, queries)
+        found = measure(
+            {"lists": partial(index.search, k=K), "exact": partial(flat.search, k=K)}, queries, 256
+        )
         del keys
         case = f"{index.factory} nprobe=16, n={n:.0e}, d=64"
         yield {"n": n, **row(case, 256, found["lists"], found["exact"], "exact")}
@@ -261,6 +289,7 @@ def main() -> None:
             for d in (64, 256):
                 yield from exact(n, d)
                 yield from lists(n, d, graphs=n <= 100_000)
+        yield from lists(100_000, 64, graphs=True, alike=False)
 
     results = []
     with threads(1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,27 +10,38 @@ import numpy as np
 
 from retrieval.exact import Metric
 from retrieval.ordering import NOTHING, in_order, unpacked, words
-from retrieval.rounding import largest_rounding, lengths, rounding
-from retrieval.runtime import blas_threshold, faiss
+from retrieval.rounding import LARGEST, largest_rounding, lengths, rounding
+from retrieval.runtime import faiss, faiss_settings
 from retrieval.work import Work, code_work
 
 __all__ = ["FlatSearch", "margin", "settle"]
 
 # Results of one call; what a wider one would return is asked for in pieces.
 _RESULTS = 1 << 22
+# From so many queries up FAISS multiplies matrices: on one core that wins. Fewer are compared one pair at a time.
+_PRODUCT = 4
+# A tie in a search of few is found out by one more entry, where to search once more is cheaper than a longer list.
+_SMALL = 1 << 14
+# In a store of so many entries ties are many, and lists of so many are faster sorted now and then than kept as a heap.
+_LARGE = 1 << 16
+_SORTED = 20
 # A list is made longer so often, four times each time; keeping longer ones in order costs more than it saves.
 _LONGER = 2
 
 _Shortlist = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def margin(k: int) -> int:
+def margin(k: int, stored: int) -> int:
     """How many entries more than wanted a shortlist has.
 
     In a million contexts of source code 4 % of 256 queries had ties that eight more did not settle, and sixteen settled
-    all; asking again for a few costs a third of asking for all.
+    all; asking again for a few costs a third of asking for all. In a small store ties are fewer and long lists dear.
+
+    Args:
+        k: Entries wanted.
+        stored: Entries there are.
     """
-    return max(16, k // 2)
+    return max(8 if stored < _LARGE else 16, k // 2)
 
 
 def settle(
@@ -39,6 +51,7 @@ def settle(
     k: int,
     error: Callable[[], np.ndarray],
     every: Callable[[int], np.ndarray] | None = None,
+    more: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     r"""The ``k`` best by an exact score, out of shortlists by an approximate one.
 
@@ -57,11 +70,12 @@ def settle(
         k: Entries wanted of each query, at most ``stored``.
         error: Gives, for each query, the most by which the two scores of a pair differ; called if it matters.
         every: Gives the exact scores of all entries for one query. Without it lists grow until they hold everything.
+        more: Entries more than wanted of the first shortlists; by default :func:`margin`.
 
     Returns:
         Scores and ids in the order (score descending, id ascending), and entries that were scored exactly in all.
     """
-    length = min(stored, k + margin(k))
+    length = min(stored, k + (margin(k, stored) if more is None else more))
     scores, ids, last = _best(shortlist, np.arange(n), length, k)
     listed = n * length
     if length == stored:
@@ -127,69 +141,113 @@ class FlatSearch:
         self._seen = 0
         self._longest = 0.0
 
-    def __call__(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
-        """Scores and ids of the ``k`` nearest, at most as many as are stored, in order; and what it took."""
+    def __call__(self, x: np.ndarray, k: int, more: int | None = None) -> tuple[np.ndarray, np.ndarray, Work]:
+        """Scores and ids of the ``k`` nearest, at most as many as are stored, in order; and what it took.
+
+        Args:
+            x: Queries.
+            k: Entries wanted of each.
+            more: Entries more than that of their shortlists; by default :func:`margin`.
+        """
         n, stored = len(x), self.index.ntotal
         k = min(k, stored)
-        length = min(stored, k + margin(k))
+        if n < _PRODUCT:
+            return self._few(x, k, stored)
+        length = min(stored, k + (margin(k, stored) if more is None else more))
         if n * length > _RESULTS:
-            parts = [self(x[i : i + _RESULTS // length], k) for i in range(0, n, _RESULTS // length)]
+            parts = [self(x[i : i + _RESULTS // length], k, more) for i in range(0, n, _RESULTS // length)]
             scores, ids, works = zip(*parts, strict=True)
             return np.concatenate(scores), np.concatenate(ids), sum(works, Work())
         first = scores, ids, last = self._shortlist(x, length)
         # These are in the order of their approximate scores; the k-th best is no worse than the worst of the first k.
         gap = (scores[:, :k].min(1) - last).min()
-        if length == stored or not gap > largest_rounding(x, self._longest_key(), self._metric):
-            return self._settled(x, k, length, first)
+        if length == stored or not gap > largest_rounding(x, self._longest_key(stored), self._metric):
+            return self._settled(x, k, first)
         # What nearly every search comes to, in few steps: they are what a small one costs.
         if (scores[:, 1:] >= scores[:, :-1]).any():
             scores, ids = in_order(scores, ids)
-        scores, ids = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k])
-        return scores, ids, self._work(n, n + stored, n * length)
+        return (
+            np.ascontiguousarray(scores[:, :k]),
+            np.ascontiguousarray(ids[:, :k]),
+            self._work(n, length, stored),
+        )
+
+    def _few(self, x: np.ndarray, k: int, stored: int) -> tuple[np.ndarray, np.ndarray, Work]:
+        """The same for queries that FAISS compares one pair at a time: its scores are exact."""
+        length = min(stored, k + (1 if stored < _SMALL else margin(k, stored)))
+        scores, ids = self._faiss(x, length)
+        # The lengths of all together bound every score: if that is finite, FAISS has dropped nothing.
+        query, key = math.sqrt(np.vdot(x, x)), self._longest_key(stored)
+        size = query * key if self._metric == "ip" else (query + key) ** 2
+        # If no two are equal, they are in the one order.
+        if not size < LARGEST or np.count_nonzero(scores[:, 1 : k + 1] >= scores[:, : min(k, length - 1)]):
+            return self._settled(x, k, self._listed(x, scores, ids))
+        if length > k:
+            scores, ids = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k])
+        return scores, ids, self._work(len(x), length, stored)
 
     def _settled(
-        self, x: np.ndarray, k: int, longest: int, first: tuple[np.ndarray, np.ndarray, np.ndarray]
+        self, x: np.ndarray, k: int, first: tuple[np.ndarray, np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, Work]:
         """The same, where the first shortlist is not enough for all."""
-        n, stored = len(x), self.index.ntotal
-        asked, reads = n, n + stored
+        (n, longest), stored = first[0].shape, self.index.ntotal
+        work = self._work(n, longest, stored)
 
         def shortlist(rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            nonlocal asked, reads
+            nonlocal work
             if length == longest:
                 return first
-            asked, reads = asked + len(rows), reads + len(rows) + stored
+            work += self._work(len(rows), length, stored)
             return self._shortlist(x[rows], length)
 
         def every(row: int) -> np.ndarray:
+            nonlocal work
             scores, ids = np.empty(stored, np.float32), np.arange(stored)
+            work += Work(self._pair.flops * stored, (read := self._pair.bytes_read * stored), 0, read)
             return self._exact(x[row : row + 1], scores, ids)
 
         def error() -> np.ndarray:
-            return rounding(lengths(x), self._longest_key(), self.index.d, self._metric)
+            most = rounding(lengths(x), self._longest_key(stored), self.index.d, self._metric)
+            return most if n >= _PRODUCT else np.where(np.isinf(most), most, 0)
 
-        found, ids, listed = settle(shortlist, n, stored, k, error, every)
-        return found, ids, self._work(asked, reads, listed)
+        found, ids = settle(shortlist, n, stored, k, error, every, longest - k)[:2]
+        return found, ids, work
 
-    def _work(self, asked: int, reads: int, listed: int) -> Work:
-        """Of as many queries in products, vectors read for these, and pairs compared one by one."""
+    def _work(self, n: int, length: int, stored: int) -> Work:
+        """Of so many queries for shortlists of that length: vectors read once, and pairs that are compared again."""
         pair = self._pair
-        read = pair.bytes_read * listed
-        return Work(
-            pair.flops * (asked * self.index.ntotal + listed), pair.bytes_read * reads + read, 0, read
-        )
+        if n < _PRODUCT:
+            return Work(pair.flops * n * stored, pair.bytes_read * (n + stored))
+        again = pair.bytes_read * n * length
+        return Work(pair.flops * n * (stored + length), pair.bytes_read * (n + stored) + again, 0, again)
 
     def _shortlist(self, x: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As :func:`settle` wants it."""
+        return self._listed(x, *self._faiss(x, length))
+
+    def _faiss(self, x: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """What FAISS finds, with its own scores, larger for nearer entries."""
         index, n = self.index, len(x)
         scores, ids = np.empty((n, length), np.float32), np.empty((n, length), np.int64)
-        # On one core a product of matrices wins from four queries up.
-        with blas_threshold(4 * index.d):
-            index.search_c(n, faiss.swig_ptr(x), length, faiss.swig_ptr(scores), faiss.swig_ptr(ids))
+        arguments = n, faiss.swig_ptr(x), length, faiss.swig_ptr(scores), faiss.swig_ptr(ids)
+        if n < _PRODUCT and n * index.d < faiss.cvar.distance_compute_blas_threshold:
+            index.search_c(*arguments)
+        else:
+            settings = {"distance_compute_blas_threshold": _PRODUCT * index.d}
+            if index.ntotal >= _LARGE:
+                settings["distance_compute_min_k_reservoir"] = _SORTED
+            with faiss_settings(**settings):
+                index.search_c(*arguments)
+        return (scores if self._metric == "ip" else 0 - scores), ids
+
+    def _listed(
+        self, x: np.ndarray, scores: np.ndarray, ids: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What FAISS found with exact scores, and its own of the last; may change the given arrays."""
         last = scores[:, -1].copy()
         if ids[:, -1].min() < 0:  # what FAISS has dropped because its own score was no number
             scores[ids < 0] = np.inf
-        return self._exact(x, scores, ids), ids, last if self._metric == "ip" else 0 - last
+        return (scores if len(x) < _PRODUCT else self._exact(x, scores, ids)), ids, last
 
     def _exact(self, x: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Scores of pairs one by one, into an array as large as that of the ids."""
@@ -197,11 +255,11 @@ class FlatSearch:
         self.index.compute_distance_subset(len(x), query, ids.size // len(x), found, names)
         return scores if self._metric == "ip" else 0 - scores
 
-    def _longest_key(self) -> float:
+    def _longest_key(self, stored: int) -> float:
         index = self.index
-        while self._seen < index.ntotal:
-            begin, n = self._seen, min(index.ntotal - self._seen, 1 << 16)
-            stored = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
-            rows = stored[begin * index.d : (begin + n) * index.d].reshape(n, index.d)
+        while self._seen < stored:
+            begin, n = self._seen, min(stored - self._seen, 1 << 16)
+            keys = faiss.rev_swig_ptr(index.get_xb(), stored * index.d)
+            rows = keys[begin * index.d : (begin + n) * index.d].reshape(n, index.d)
             self._longest, self._seen = max(self._longest, float(lengths(rows).max())), begin + n
         return self._longest

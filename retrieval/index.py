@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -68,7 +69,7 @@ class Index(Searchable):
         self.seconds = 0.0
         self._index: Any = None
         self._mapped = False
-        self._search = IndexSearch()
+        self._search: IndexSearch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("factory", "metric", "nprobe", "ef", "k_factor", "work", "seconds")
@@ -238,25 +239,24 @@ class Index(Searchable):
         """The search behind the operator; call :meth:`search`."""
         (queries,) = inputs
         batch, flat = queries.shape[:-1], queries.ndim == 2
-        x = np.ascontiguousarray(
-            (queries if flat else queries.reshape(-1, queries.shape[-1])).float().numpy()
-        )
+        x = (queries if flat else queries.reshape(-1, queries.shape[-1])).float().contiguous().numpy()
         stored = len(self)
         if not stored or not len(x):
             return Neighbors.none(*batch, k)
         # A product of all with themselves tells in one pass that all is well; if it does not, which rows it is.
-        real = None if np.isfinite(np.vdot(x, x)) else np.isfinite(x).all(1)
+        real = None if math.isfinite(np.vdot(x, x)) else np.isfinite(x).all(1)
         with counters_lock:
             how = SearchSettings(self.metric, self.nprobe, self.ef, self.k_factor)
             asked = x if real is None else x[real]
-            scores, ids, work = self._search(self._index, asked, min(k, stored), how)
+            self._search = self._search or IndexSearch(self._index)
+            scores, ids, work = self._search(asked, min(k, stored), how)
         if real is not None or k > stored:
             rows = slice(None) if real is None else real
             few = scores, ids
             scores, ids = np.zeros((len(x), k), np.float32), np.full((len(x), k), -1, np.int64)
             scores[rows, : few[1].shape[1]], ids[rows, : few[1].shape[1]] = few
         mask = ids >= 0
-        if not mask.all():
+        if np.count_nonzero(mask) < mask.size:
             scores[~mask], ids[~mask] = 0, 0
         found = Neighbors(
             torch.from_numpy(scores), torch.from_numpy(ids), torch.from_numpy(mask), **work.counts

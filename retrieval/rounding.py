@@ -9,12 +9,12 @@ from jaxtyping import Float
 
 from retrieval.exact import Metric
 
-__all__ = ["largest_rounding", "lengths", "rounding"]
+__all__ = ["LARGEST", "largest_rounding", "lengths", "rounding"]
 
 # Twice the unit roundoff of float32: each of the two scores may be off to its own side.
 _TWICE = 2.0**-23
 # Where a sum of products may overflow, nothing can be said.
-_LARGEST = 1e38
+LARGEST = 1e38
 # What is lost, of each product, where numbers are too small to be normal.
 _LOST = 2.0**-125
 
@@ -45,7 +45,7 @@ def rounding(
     """
     with np.errstate(over="ignore", invalid="ignore"):
         size = queries * keys if metric == "ip" else (queries + keys) ** 2
-        return np.where(size < _LARGEST, _TWICE * (d + 4) * size + d * _LOST, np.inf)
+        return np.where(size < LARGEST, _TWICE * (d + 4) * size + d * _LOST, np.inf)
 
 
 def largest_rounding(x: Float[np.ndarray, "n d"], keys: float, metric: Metric) -> float:
@@ -59,4 +59,4 @@ def largest_rounding(x: Float[np.ndarray, "n d"], keys: float, metric: Metric) -
     d = x.shape[1]
     query = math.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64).max())
     size = query * keys if metric == "ip" else (query + keys) ** 2
-    return _TWICE * (d + 4) * size + d * _LOST if size < _LARGEST else math.inf
+    return _TWICE * (d + 4) * size + d * _LOST if size < LARGEST else math.inf

@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import torch  # isort: skip  (must come before faiss)
@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits  # isort: skip
 # FAISS ships type stubs that know half of its names.
 faiss: Any = _faiss
 
-__all__ = ["ProcessLock", "blas_threshold", "counters_lock", "faiss", "threads"]
+__all__ = ["ProcessLock", "blas_threshold", "counters_lock", "faiss", "faiss_settings", "threads"]
 
 
 class ProcessLock:
@@ -79,7 +79,24 @@ def threads(n: int) -> Iterator[None]:
 
 
 @contextmanager
-def blas_threshold(n_queries: int) -> Iterator[None]:
+def faiss_settings(**values: int) -> Iterator[None]:
+    """Set process-wide variables of FAISS within a block, and give each its own value back afterwards.
+
+    Args:
+        values: By name, as in ``faiss.cvar``.
+    """
+    with counters_lock:
+        before = {name: getattr(faiss.cvar, name) for name in values}
+        for name, value in values.items():
+            setattr(faiss.cvar, name, value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(faiss.cvar, name, value)
+
+
+def blas_threshold(n_queries: int) -> AbstractContextManager[None]:
     """Let FAISS multiply matrices through BLAS from ``n_queries`` rows up, within a block.
 
     The library's default is tuned for many cores; on one it is several times too high. The unit of the underlying
@@ -88,13 +105,7 @@ def blas_threshold(n_queries: int) -> Iterator[None]:
     Args:
         n_queries: New value of ``distance_compute_blas_threshold``.
     """
-    with counters_lock:
-        before = faiss.cvar.distance_compute_blas_threshold
-        faiss.cvar.distance_compute_blas_threshold = n_queries
-        try:
-            yield
-        finally:
-            faiss.cvar.distance_compute_blas_threshold = before
+    return faiss_settings(distance_compute_blas_threshold=n_queries)
 
 
 def _after_fork_in_child() -> None:

@@ -107,8 +107,10 @@ def _search(inputs: Sequence[Tensor], store: int, k: int) -> tuple[Tensor, Tenso
 def _count(store: int, found: Neighbors) -> None:
     _last.store, _last.work = store, found.work
     with _adding:
-        for place, amount in enumerate((found.flops, *_access(found.work))):
-            _all_work[place] += amount
+        _all_work[0] += found.flops
+        _all_work[1] += found.bytes - found.bytes_written
+        _all_work[2] += found.bytes_written
+        _all_work[3] += found.bytes_random
 
 
 @_search.register_fake

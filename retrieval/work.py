@@ -7,8 +7,8 @@ squared distance. Comparisons are no operations: they show in the bytes.
 ==========================  =======================================================================================
 structure                   one search of a vector, ``ndis`` stored entries visited
 ==========================  =======================================================================================
-Flat                        ``n`` pairs, and those of a shortlist of ``k + max(16, k / 2)`` once more, one by one
-                            (:func:`retrieval.flat.settle`; longer where near ties ask for it)
+Flat                        ``n`` pairs; from four queries up a shortlist of each, somewhat longer than ``k``, once
+                            more one by one (:func:`retrieval.flat.margin`; longer where near ties ask for it)
 SQ8, SQ6, SQ4               ``n`` pairs, and ``4d`` to decode each entry; none for fp16, bf16 and direct 8-bit codes
 PQ{M}x{b}                   a table of ``M`` x ``2^b`` pairs of parts + ``M`` additions for each of ``n`` entries
 PQ{M}x4fs (fast-scan)       the same, the additions on integers
@@ -50,12 +50,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from retrieval.kinds import FLAT, fast_scan, product_quantizer, scaled, unwrap
 from retrieval.runtime import counters_lock, faiss
 
-__all__ = ["Visits", "Work", "code_work", "counted_search", "pair", "search_work", "table", "transform_work"]
+__all__ = [
+    "ScanWork",
+    "Visits",
+    "Work",
+    "code_work",
+    "counted_search",
+    "pair",
+    "scan_work",
+    "search_work",
+    "step_work",
+    "table",
+    "transform_work",
+]
 
 
 @dataclass(slots=True)
@@ -170,16 +182,45 @@ def search_work(index: Any, n: int, k: int, visits: Visits, *, coarse: bool = Tr
     if isinstance(index, faiss.IndexHNSW):
         storage = unwrap(index.storage)
         each = code_work(storage) + Work(bytes_read=4)
-        return _queries(storage, n, 0) + _scattered(each) * (visits.hops + n)
+        return _queries(storage)[0] * n + _scattered(each) * (visits.hops + n)
+    scan = scan_work(index)
     if not isinstance(index, faiss.IndexIVF):
-        return _queries(index, n, 0) + code_work(index) * (n * index.ntotal)
+        return scan.of(n, 0, n * index.ntotal)
     work = Work()
     if coarse:
         # With a graph for a quantizer all its visits are coarse ones.
         work += search_work(index.quantizer, n, int(index.nprobe), visits)
+    return work + scan.of(n, visits.lists, visits.entries)
+
+
+class ScanWork(NamedTuple):
+    """What comparing with codes takes: of each query, of each list it visits, and of each entry there."""
+
+    query: Work
+    visit: Work
+    entry: Work
+
+    def of(self, queries: int, lists: int, entries: int) -> Work:
+        """Of as many."""
+        a, b, c = self
+        return Work(
+            a.flops * queries + b.flops * lists + c.flops * entries,
+            a.bytes_read * queries + b.bytes_read * lists + c.bytes_read * entries,
+            a.bytes_written * queries + b.bytes_written * lists + c.bytes_written * entries,
+            a.bytes_random * queries + b.bytes_random * lists + c.bytes_random * entries,
+            a.intops * queries + b.intops * lists + c.intops * entries,
+        )
+
+
+def scan_work(index: Any) -> ScanWork:
+    """Of codes, alone or in inverted lists.
+
+    Args:
+        index: The FAISS index, trained.
+    """
     # An entry's id is read with its code.
-    each = code_work(index) + Work(bytes_read=8)
-    return work + _queries(index, n, visits.lists) + each * visits.entries
+    lists = isinstance(index, faiss.IndexIVF)
+    return ScanWork(*_queries(index), code_work(index) + Work(bytes_read=8 if lists else 0))
 
 
 def _scattered(work: Work) -> Work:
@@ -187,21 +228,21 @@ def _scattered(work: Work) -> Work:
     return Work(work.flops, work.bytes_read, work.bytes_written, work.bytes, work.intops)
 
 
-def _queries(index: Any, n: int, lists: int) -> Work:
-    """What is made of ``n`` queries before codes are compared, in as many lists in all."""
+def _queries(index: Any) -> tuple[Work, Work]:
+    """What is made of a query before codes are compared: once, and again in each list."""
     inner = index.metric_type == faiss.METRIC_INNER_PRODUCT
     if hasattr(index, "rabitq"):
         # Distance to the centre, the difference, its rounding and the sum of that; by IP also both inner products.
         factors = Work((11 if inner else 7) * index.d, 4 * index.d, intops=index.d)
-        return factors * (lists if isinstance(index, faiss.IndexIVF) else n)
+        return (Work(), factors) if isinstance(index, faiss.IndexIVF) else (factors, Work())
     if not product_quantizer(index):
-        return Work()
+        return Work(), Work()
     if inner or not getattr(index, "by_residual", False):
-        return table(index, pair(index, 1)) * n
+        return table(index, pair(index, 1)), Work()
     if index.use_precomputed_table > 0:
         size = index.pq.M * index.pq.ksub
-        return table(index, 2) * n + Work(2 * size, 4 * size, 4 * size) * lists
-    return (Work(index.d) + table(index, 3)) * lists
+        return table(index, 2), Work(2 * size, 4 * size, 4 * size)
+    return Work(), Work(index.d) + table(index, 3)
 
 
 def transform_work(index: Any) -> Work:

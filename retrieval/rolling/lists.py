@@ -161,7 +161,7 @@ class RingLists:
         index, ring = self._index(memory), self.ring
         index.nprobe = min(self.nprobe, self.nlist)
         live = int(ring.live[memory[0]])
-        length = min(k + margin(k), live)
+        length = min(k + margin(k, live), live)
         # Centroids are compared one by one: in a product of matrices the choice would depend on the batch.
         with counted_search() as visits, blas_threshold(2**31 - 1):
             distances, lists = index.quantizer.search(x, index.nprobe)

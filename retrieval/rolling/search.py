@@ -232,7 +232,7 @@ def _exact(ring: Ring, x: np.ndarray, memory: Memory, k: int) -> Found:
     d, begin, work = x.shape[1], int(begins[0]), Work()
     slots, limit = [np.full((len(x), 1), -1)], np.full(len(x), -np.inf)
     for low, end in ring.segments(memory[0]):
-        length = min(end - low, k + margin(k))
+        length = min(end - low, k + margin(k, end - low))
         # On one core a product of matrices wins from four queries up.
         with blas_threshold(4 * d):
             scores, at = faiss.knn(

@@ -37,8 +37,8 @@ def test_a_search_inside_a_model_is_counted_with_it():
     with FlopCounterMode(display=False) as counter:
         Model(index)(torch.randn(5, 8)).sum().backward()
     counts = counter.get_flop_counts()["Global"]
-    # Eighteen of each query's are scored twice.
-    assert counts[torch.ops.mnemograph.search] == 2 * 5 * (100 + 2 + 16) * 8
+    # Ten of each query's are scored twice.
+    assert counts[torch.ops.mnemograph.search] == 2 * 5 * (100 + 2 + 8) * 8
     assert counts[torch.ops.aten.mm] == 3 * 2 * 5 * 8 * 8
 
 
@@ -95,7 +95,7 @@ def test_threads_that_share_a_store_get_the_price_of_their_own_calls():
     def price(n: int) -> tuple[int, int, int]:
         with FlopCounterMode(display=False) as counter:
             found = index.search(torch.randn(n, 8), 3)
-        return found.flops, counter.get_total_flops(), 2 * n * (100 + 3 + 16) * 8
+        return found.flops, counter.get_total_flops(), 2 * n * (100 + (3 + 8) * (n > 3)) * 8
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
