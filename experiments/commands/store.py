@@ -236,6 +236,13 @@ def _delete(action: argparse.ArgumentParser) -> None:
 
 def _merge(action: argparse.ArgumentParser) -> None:
     action.add_argument("others", type=Path, nargs="+", metavar="OTHER", help="stores of the same kind")
+    action.add_argument(
+        "--documents",
+        choices=("apart", "same"),
+        default="apart",
+        help="apart: labels of each store are raised, so that no document is taken for one of another store (default); "
+        "same: labels stay, where all stores number the documents of one collection",
+    )
 
 
 def _reindex(action: argparse.ArgumentParser) -> None:

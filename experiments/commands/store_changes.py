@@ -179,7 +179,7 @@ def merge(arguments: argparse.Namespace) -> int:
             )
     store, others = opened(arguments.path), [opened(path) for path in arguments.others]
     with mistakes(arguments.path), Bar("merging"):
-        ranges = store.merge(others)
+        ranges = store.merge(others, documents=arguments.documents)
     for path, ids in zip(arguments.others, ranges, strict=True):
         print(f"{path}: ids {ids.start:,} to {ids.stop - 1:,} here" if len(ids) else f"{path} was empty")
     _told(store, "has now")

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
+from retrieval import Index
 from retrieval.runtime import blas_threshold, faiss, threads
 
 BLAS = """
@@ -88,6 +91,33 @@ sys.exit(os.waitstatus_to_exitcode(status))
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_a_forked_child_can_search():
     assert subprocess.run([sys.executable, "-c", FORK], timeout=60, check=False).returncode == 7
+
+
+class Near(Dataset):
+    """What a stored vector's neighbours are, looked up where the item is asked for."""
+
+    def __init__(self) -> None:
+        self.keys = torch.randn(3000, 16, generator=torch.Generator().manual_seed(0))
+        self.stores = [Index(factory).add(self.keys) for factory in ("Flat", "IVF16,SQ8")]
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return torch.stack([store.search(self.keys[100 * i : 100 * i + 50], 5).ids for store in self.stores])
+
+
+# A worker imports this file again, and what it takes to import torch and FAISS is most of the time.
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_data_loader_workers_search(start):
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {start} here")
+    data = Near()
+    with threads(2):  # so that there are threads which a fork does not take along
+        alone = [data[i] for i in range(len(data))]
+        loader = DataLoader(data, 6, num_workers=2, multiprocessing_context=start, timeout=120)
+        assert torch.equal(torch.cat(list(loader)), torch.stack(alone))
 
 
 def test_torch_is_imported_before_faiss():

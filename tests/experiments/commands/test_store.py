@@ -189,6 +189,16 @@ def test_changes(built: Path, capsys: pytest.CaptureFixture) -> None:
     assert "b.store: ids 320 to 619 here" in capsys.readouterr().out
 
 
+def test_merged_documents_stay_apart_unless_they_are_the_same(built: Path) -> None:
+    labels = {}
+    for how in ("apart", "same"):
+        assert store("build", f"{how}.store", *ALL) == 0
+        assert store("merge", f"{how}.store", built, "--documents", how) == 0
+        with Datastore.open(f"{how}.store") as merged:
+            labels[how] = set(merged.documents(merged.ids()).tolist())
+    assert labels["same"] < labels["apart"]
+
+
 def test_verify_names_the_damaged_file(built: Path, capsys: pytest.CaptureFixture) -> None:
     assert store("verify", built) == 0
     file = next(built.glob("seg-*/keys.npy"))

@@ -208,6 +208,31 @@ def step(add: str, checkpointed: bool, reentrant: bool) -> list[Tensor]:
     return [x.grad, weight.grad]
 
 
+@pytest.mark.parametrize("capacity", [6, 64])
+def test_one_backward_pass_through_searches_with_an_add_between(capacity):
+    """What the first search found is overwritten before its gradient is taken, and it is the same."""
+    x = entries(2, 6, whole=False)[0]
+    grads = []
+    for copied in (False, True):
+        real = memory("dense", capacity=capacity)
+        real.add(*entries(0, 6, whole=False))
+        weight = torch.eye(D, requires_grad=True)
+        losses = []
+        for part in x.split(3, dim=-2):
+            queries = part @ weight
+            past = real.gather(real.search(queries, 3))
+            keys = past.keys.clone() if copied else past.keys
+            losses.append(
+                (torch.einsum("bhtd,bhtkd->bhtk", queries, keys).softmax(-1) * past.values[..., 0]).sum()
+            )
+            real.add(queries, queries[..., :2])
+        torch.stack(losses).sum().backward()
+        assert weight.grad is not None
+        grads.append(weight.grad)
+    assert torch.equal(*grads)
+    assert grads[0].abs().max() > 0
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_is_right_or_refused(reentrant):
     assert all(map(torch.equal, step("after", True, reentrant), step("after", False, reentrant)))
