@@ -77,12 +77,12 @@ def words(d: int, alike: bool) -> Tensor:
     return F.normalize(left[:, :d] * values[:d].sqrt(), dim=1)
 
 
-def stream(n: int, d: int, split: str, alike: bool = True) -> Tensor:
-    """Keys of the first ``n`` positions of a text: the fading sum of the last tokens' vectors, of length one.
+def stream(n: int, d: int, split: str, alike: bool = True, skip: int = 0) -> Tensor:
+    """Keys of ``n`` positions of a text in a row: the fading sum of the last tokens' vectors, of length one.
 
     The mean of all that is left out, as it says nothing.
     """
-    text, vectors = torch.from_numpy(tokens(split)), words(d, alike)
+    text, vectors = torch.from_numpy(tokens(split))[skip:], words(d, alike)
     if n + DEPTH > len(text):
         raise SystemExit(f"the {split} split has {len(text):,} tokens, {n:,} keys need more")
     often = torch.bincount(torch.from_numpy(tokens("train")), minlength=len(vectors)).float()
