@@ -42,6 +42,7 @@ from retrieval.runtime import blas_threshold, faiss, threads
 K, TARGET, QUERIES = 32, 0.9, 4096
 BATCHES = (1, 8, 64, 256, 4096)
 TILE = 65536
+CODES = ("Flat", "SQfp16", "SQ8")
 DEPTH, FADING = 8, 0.7
 # Seconds a contestant may take in a case.
 PATIENCE = 2.5
@@ -170,8 +171,8 @@ def lists(n: int, d: int, graphs: bool, alike: bool = True) -> Iterator[dict[str
 
     contestants: dict[str, Search] = {"exact": lambda x: flat.search(x, K)}
     names = {"exact": "exact"}
-    for codes in ("Flat", "SQ8"):
-        index = Index(f"IVF{1024 if n < 5e5 else 4096},{codes}").add(keys)
+    for codes in CODES:
+        index = Index(f"IVF{2048 if n < 5e5 else 4096},{codes}").add(keys)
         for index.nprobe in (*range(1, 8), *range(8, 32, 2), *range(32, 129, 8)):
             if (reached := share(index.search(asked, K).ids)) >= TARGET:
                 break
@@ -190,8 +191,8 @@ def lists(n: int, d: int, graphs: bool, alike: bool = True) -> Iterator[dict[str
     for batch in (1, 256):
         found = measure(contestants, queries, batch)
         for peer in names:
-            if peer not in ("Flat", "SQ8"):
-                for codes in ("Flat", "SQ8"):
+            if peer not in CODES:
+                for codes in CODES:
                     case = f"{names[codes]}, n={n:.0e}, d={d}{'' if alike else ', unlike'}"
                     yield row(case, batch, found[codes], found[peer], names[peer])
 

@@ -213,15 +213,17 @@ def calibrate(
 def candidates(n: int, d: int) -> list[str]:
     """Factory strings worth trying for ``n`` vectors of ``d`` dimensions.
 
-    Inverted lists of about four times the square root of ``n``, as is usual for FAISS, their vectors whole, in bytes,
-    or in 4-bit codes that are scored again; and a graph. Below 2,000 vectors nothing beats scanning them.
+    Inverted lists of four to eight times the square root of ``n``, as is usual for FAISS, their vectors whole, in half
+    floats, in bytes, or in 4-bit codes that are scored again; and a graph. Below 2,000 vectors nothing beats scanning
+    them.
     """
     if n < 2000:
         return ["Flat"]
-    lists = 2 ** max(4, round(4 * n**0.5).bit_length() - 1)
+    lists = 2 ** max(4, round(4 * n**0.5).bit_length())
     lists = min(lists, n // 39)
     parts = next((m for m in (d // 2, d // 4, d // 8) if m and d % m == 0), 1)
-    found = ["Flat", f"IVF{lists},Flat", f"IVF{lists},SQ8", f"IVF{lists},PQ{parts}x4fsr,RFlat"]
+    codes = ("Flat", "SQfp16", "SQ8", f"PQ{parts}x4fsr,RFlat")
+    found = ["Flat", *(f"IVF{lists},{code}" for code in codes)]
     return found + (["HNSW16"] if n <= 200_000 else [])
 
 

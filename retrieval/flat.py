@@ -179,9 +179,11 @@ class FlatSearch:
         # The lengths of all together bound every score: if that is finite, FAISS has dropped nothing.
         query, key = math.sqrt(np.vdot(x, x)), self._longest_key(stored)
         size = query * key if self._metric == "ip" else (query + key) ** 2
-        # If no two are equal, they are in the one order.
-        if not size < LARGEST or np.count_nonzero(scores[:, 1 : k + 1] >= scores[:, : min(k, length - 1)]):
+        whole = length == stored or np.count_nonzero(scores[:, k - 1] > scores[:, -1]) == len(x)
+        if not (whole and size < LARGEST):
             return self._settled(x, k, self._listed(x, scores, ids))
+        if np.count_nonzero(scores[:, 1:] >= scores[:, :-1]):
+            scores, ids = in_order(scores, ids)
         if length > k:
             scores, ids = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k])
         return scores, ids, self._work(len(x), length, stored)

@@ -118,10 +118,14 @@ class _Codes:
         most = min(self._index.ntotal, max(_TIES, 2 * k))
         length = min(most, k + self._more)
         (distances, ids), work = scan(slice(None), length)
-        first = _nearer(distances, how), ids
-        in_one_order = not np.count_nonzero(first[0][:, 1:] >= first[0][:, :-1])
-        if in_one_order and first[0].max(initial=0) < np.inf:
-            return np.ascontiguousarray(first[0][:, :k]), np.ascontiguousarray(ids[:, :k]), work
+        scores = _nearer(distances, how)
+        first = scores, ids
+        # Whatever is as near as the last that is wanted is on the list, if the list ends farther away or with nothing.
+        whole = (scores[:, k - 1] > scores[:, -1]) | (ids[:, -1] < 0)
+        if np.count_nonzero(whole) == len(x) and scores.max(initial=0) < np.inf:
+            if np.count_nonzero(scores[:, 1:] >= scores[:, :-1]):
+                scores, ids = in_order(scores, ids)
+            return np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k]), work
 
         def shortlist(rows: np.ndarray, longer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             nonlocal work
