@@ -23,6 +23,7 @@ def carry_out(
     *,
     workers: int,
     stream: TextIO,
+    unaffordable: bool = False,
 ) -> list[Failed]:
     """Execute the runs that have not finished and store their rows as they come.
 
@@ -33,12 +34,12 @@ def carry_out(
         execute: Does one run.
         workers: Processes.
         stream: Where progress is shown.
+        unaffordable: Whether a run whose budget pays for no step is a result, too.
 
     Returns:
         The runs that were given up. Those that diverged are results, and not tried again.
     """
-    finished = results.finished
-    pending = [run for run in runs if run.key(results.corpus) not in finished]
+    pending = results.missing(runs)
     if not pending:
         return []
     failed: list[Failed] = []
@@ -52,7 +53,7 @@ def carry_out(
             elif isinstance(event, Failed):
                 failed.append(event)
                 _log(results, event)
-                if event.diverged:
+                if event.diverged or (unaffordable and event.unaffordable):
                     results.append([_nothing(event, results.corpus, workspace)])
             display.show(event)
     return failed
@@ -81,7 +82,7 @@ def cost(runs: Sequence[Run], rows: Sequence[dict[str, Any]], workers: int) -> s
 
 
 def _nothing(event: Failed, corpus: str, workspace: Any) -> dict[str, Any]:
-    """The row of a run that diverged: its place and why; it has neither losses nor a bill."""
+    """The row of a run that came to nothing: its place and why; it has neither losses nor a bill."""
     return event.run.to_dict() | {
         "run": event.run.key(corpus),
         "diverged": event.reason,

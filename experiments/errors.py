@@ -13,6 +13,10 @@ class RunError(ValueError):
     """A run that cannot be started as asked for."""
 
 
+class UnaffordableError(RunError):
+    """A run whose budget pays for no step."""
+
+
 class ResultsError(ValueError):
     """Results that do not belong together, or cannot be read or written."""
 

@@ -86,21 +86,37 @@ def tokens_of_corpus(data: CorpusData) -> int:
 class RunFolder(SaveConfigCallback):
     """Writes the resolved configuration, as asked for, into the run's folder when training starts.
 
+    A training that fails before its first step leaves no configuration, so that its folder can be given again.
+
     Args:
         folder: Where.
         asked: The configuration before the folder was chosen, so that a rerun gets a folder of its own.
+        numbered: Whether the folder is one of those under ``runs/fit``, made for this run alone.
         **options: As Lightning's callback takes them.
     """
 
-    def __init__(self, *options: Any, folder: Path, asked: Namespace, **more: Any) -> None:
+    def __init__(
+        self, *options: Any, folder: Path, asked: Namespace, numbered: bool = False, **more: Any
+    ) -> None:
         super().__init__(*options, save_to_log_dir=False, **more)
         self.folder = folder
         self.asked = asked
+        self.numbered = numbered
+        self._written = False
 
     def save_config(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Lightning's hook."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.asked, str(self.folder / CONFIG), skip_unset=False, multifile=False)
+        self._written = True
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Take away what was written here, and by nobody else, if no step was taken."""
+        if not self._written or trainer.global_step:
+            return
+        (self.folder / CONFIG).unlink(missing_ok=True)
+        if self.numbered:
+            _discard(self.folder)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Log what training ended with: Lightning logs every so many steps, and the last is seldom one of them."""
@@ -169,13 +185,14 @@ class FitCommand(LightningCLI):
                 f"{self.folder} holds the run of its {CONFIG}: give another --trainer.default_root_dir, or none for "
                 "a new folder"
             )
+        numbered = not trainer.default_root_dir
         trainer.default_root_dir = str(self.folder)
         for logger in _loggers(trainer.logger):
             options = logger.get("init_args", Namespace())
             # The default of W&B's logger, which would leave a folder wherever one stands.
             if str(options.get("save_dir")) == ".":
                 options.save_dir = str(self.folder)
-        self.save_config_kwargs = {"folder": self.folder, "asked": asked}
+        self.save_config_kwargs = {"folder": self.folder, "asked": asked, "numbered": numbered}
 
     def _numbered(self) -> Path:
         """A new folder, taken by being made; away again if nothing comes of it."""

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from experiments.arms import SAME_TOKENS, Arm
 from experiments.data import Windows
-from experiments.errors import RunError
+from experiments.errors import RunError, UnaffordableError
 from experiments.neighborhood import PIECE, Neighborhood
 from experiments.workspace import Workspace
 from retrieval import Source
@@ -98,7 +98,7 @@ class Provision:
     def _affordable(self, windows: float) -> int:
         batch = self.settings["batch"]
         if windows < batch:
-            raise RunError(
+            raise UnaffordableError(
                 f"a budget of {self.run.budget:.3g} FLOPs is less than one step of {self.run.label()} and what "
                 "comes before it: raise the budget, or lower the width or the batch"
             )

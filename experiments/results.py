@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from experiments.errors import ResultsError
+
+if TYPE_CHECKING:
+    from experiments.run import Run
 
 FILE = "results.jsonl"
 Row = dict[str, Any]
@@ -82,6 +85,17 @@ class Results:
     def finished(self) -> set[str]:
         """Keys of the runs whose own row is here, with all rows that were derived from it."""
         return finished(self.rows)
+
+    def missing(self, runs: Sequence[Run]) -> list[Run]:
+        """Those that have not finished, or have without the mixture with counts that is wanted now."""
+        done = self.finished
+        counted = {row["run"] for row in self.rows if (row.get("settings") or {}).get("counts")}
+        return [
+            run
+            for run in runs
+            if (key := run.key(self.corpus)) not in done
+            or (run.settings.get("counts", False) and key not in counted)
+        ]
 
     def check_revision(self, revision: str, remedy: str) -> None:
         """Refuse rows that other code made.

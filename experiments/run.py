@@ -59,6 +59,9 @@ DEFAULTS: dict[str, Any] = {
     "trials": 0,
 }
 
+# Fields of a run that its row tells and that define nothing.
+_TOLD = ("settings_from", "unasked")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -72,6 +75,10 @@ class Run:
         width: Width of the residual stream.
         budget: Training FLOPs, everything counted.
         settings: Changes to :data:`DEFAULTS`.
+        settings_from: Where they came from, for the report: ``"own search"`` at this place, ``"another size"``,
+            ``"another arm"`` or ``"defaults"``; empty where nobody says. It defines nothing, so :meth:`key` is without.
+        unasked: Why its arm could not be asked whether it reads the future, for the report; empty where it was asked.
+            It defines nothing either.
     """
 
     study: str
@@ -81,6 +88,8 @@ class Run:
     width: int
     budget: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+    settings_from: str = ""
+    unasked: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -93,7 +102,10 @@ class Run:
 
     def key(self, corpus_fingerprint: str) -> str:
         """Sixteen hexadecimal digits that change when anything that defines the run changes."""
-        text = json.dumps([self.to_dict(), corpus_fingerprint], sort_keys=True)
+        defining = {name: value for name, value in self.to_dict().items() if name not in _TOLD}
+        # Counts come on top of what was trained: :meth:`Results.missing` asks whether they are there.
+        defining["settings"].pop("counts", None)
+        text = json.dumps([defining, corpus_fingerprint], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def label(self) -> str:

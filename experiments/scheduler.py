@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.errors import RunError
+from experiments.errors import RunError, UnaffordableError
 
 if TYPE_CHECKING:
     from experiments.run import Run
@@ -93,6 +93,11 @@ class Failed:
     def diverged(self) -> bool:
         """Whether its loss ceased to be a number: to try again would end alike."""
         return "FloatingPointError" in self.trace
+
+    @property
+    def unaffordable(self) -> bool:
+        """Whether its budget paid for no step."""
+        return UnaffordableError.__name__ in self.trace
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from experiments.arms import ARMS, NO_STORE, SAME_TOKENS, WHOLE_CORPUS, Arm, arm
 from experiments.definition import definition
 from experiments.derived import DERIVED
 from experiments.errors import RunError, own_line, told
-from experiments.frontier import DENSE
+from experiments.frontier import DENSE, OTHER_ARM, OTHER_SIZE, TUNED_HERE, UNTUNED
 from experiments.run import DEFAULTS, Run
 from experiments.studies import study_names
 from experiments.workspace import CorpusSpec, Workspace
@@ -77,6 +77,10 @@ class Study:
     question: str = ""
 
     def __post_init__(self) -> None:
+        for what in ("arms", "whole_corpus", "controls", "widths", "budgets", "seeds", "reach"):
+            if isinstance(given := getattr(self, what), str | Arm | int | float):
+                shown = f"Arm({given.name!r}, ...)" if isinstance(given, Arm) else repr(given)
+                raise RunError(f"{what}={shown} is one of them, not several: write {what}=({shown},)")
         for what, values in (("widths", self.widths), ("budgets", self.budgets)):
             if not values or min(values) <= 0:
                 raise RunError(f"{what} must be positive numbers, got {list(values)}")
@@ -179,9 +183,14 @@ class Study:
 
     def settings_of(self, arm: str, regime: str, width: int, budget: float) -> dict[str, Any]:
         """Every setting of a run, defaults too: a changed default is another run, not a finished one."""
-        found = self._found(self.arm_table[arm], regime, width, budget)
+        found, _ = self._found(self.arm_table[arm], regime, width, budget)
         own = self.arm_table[arm].settings
         return DEFAULTS | dict(self.settings) | dict(own) | dict(self.sized.get(width, {})) | found
+
+    def definition_of(self, arm: str) -> dict[str, str]:
+        """What an arm of your own is made of, as a setting: made otherwise it is another run."""
+        found = self.arm_table[arm]
+        return {} if ARMS.get(arm) is found else {"definition": definition(found)}
 
     @property
     def tuning_budgets(self) -> list[float]:
@@ -240,11 +249,12 @@ class Study:
         # Mixed with counts is what to beat, at the places where arms are compared.
         compared = not arm.control and budget in self.budgets and width == self.width_at(budget)
         settings |= {"counts": compared}
-        if ARMS.get(name) is not arm:  # of your own: made otherwise it is another run
-            settings |= {"definition": definition(arm)}
-        return Run(self.name, name, regime, seed, width, budget, settings)
+        settings |= self.definition_of(name)
+        _, settings_from = self._found(arm, regime, width, budget)
+        return Run(self.name, name, regime, seed, width, budget, settings, settings_from)
 
-    def _found(self, arm: Arm, regime: str, width: int, budget: float) -> dict[str, Any]:
+    def _found(self, arm: Arm, regime: str, width: int, budget: float) -> tuple[dict[str, Any], str]:
+        """What tuning found for a run, and whether that was found there, elsewhere or not at all."""
         kind = self._regime(arm) if arm.source is None else regime
         for name in (arm.name, arm.like):
             known = [(w, b) for tuned, where, w, b in self.tuned if (tuned, where) == (name, kind)]
@@ -253,9 +263,12 @@ class Study:
                     known, key=lambda size: (abs(math.log(size[0] / width)), abs(math.log(size[1] / budget)))
                 )
                 found = dict(self.tuned[(name, kind, *nearest)])
+                here = (name, *nearest) == (arm.name, width, budget)
                 # Borrowed from another arm or size: nobody tried it here.
-                return found if (name, *nearest) == (arm.name, width, budget) else found | {"trials": 0}
-        return {}
+                found = found if here else found | {"trials": 0}
+                elsewhere = OTHER_SIZE if name == arm.name else OTHER_ARM
+                return found, TUNED_HERE if found.get("trials") else elsewhere
+        return {}, UNTUNED
 
     def _regime(self, arm: Arm) -> str:
         # A memory without a store knows what it was trained on, which is the same question.

@@ -107,7 +107,7 @@ def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> 
     Args:
         study: What is tuned.
         budget: Training FLOPs of a trial.
-        rows: Results of the rounds before; of a trial that diverged there is none.
+        rows: Results of the rounds before; of a trial that came to nothing there is none.
         number: Which round.
     """
     losses = {(_place(row), _text(row["settings"])): _loss(row) for row in rows}
@@ -128,6 +128,7 @@ def round_of(study: Study, budget: float, rows: Sequence[_Row], number: int) -> 
         settings = study.settings_of(arm, regime, width, budget)
         rates: dict[str, float] = {**RATES, **settings["rates"]}
         current = {**settings, "rates": rates, "counts": False, "trials": 0}
+        current |= study.definition_of(arm)
         trials = [current]
         for step in range(begin, number + 1):
             tried = trials_around(current, step)
@@ -171,7 +172,7 @@ def best(rows: Sequence[_Row], without_loss: Sequence[_Row] = ()) -> list[dict[s
 
     Args:
         rows: Finished trials.
-        without_loss: Those of trials that diverged.
+        without_loss: Those of trials that diverged, or cost more than the budget.
 
     Returns:
         Per place its winner, its loss, the number of trials and the coordinates whose best value is the smallest

@@ -18,8 +18,9 @@ IGNORE = -100
 class Readout(nn.Module, ABC):
     r"""A distribution over the next token. Built as ``readout(d_model, vocab_size)``.
 
-    With targets it returns the loss instead, which must equal the negative entry of the log-probabilities at the
-    target: a loss needs no mixture over the whole vocabulary.
+    With targets it returns the loss instead: a loss needs no mixture over the whole vocabulary. In eval mode it must
+    equal the negative entry of the log-probabilities at the target, for models are scored by it, and comparisons refuse
+    an arm of which that is not so; in train mode it may have further terms.
 
     Shapes:
         x: ``[batch, time, width]``; targets and loss: ``[batch, time]``; log-probabilities:

@@ -103,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _bill_arm(name: str, arguments: argparse.Namespace, given: dict[str, int]) -> int:
     from experiments.arms import arm_named
     from experiments.errors import RunError
+    from experiments.ledger import steps_for
     from experiments.run import DEFAULTS
     from experiments.step import step_bill
 
@@ -122,8 +123,10 @@ def _bill_arm(name: str, arguments: argparse.Namespace, given: dict[str, int]) -
     what = "Reading with" if arguments.read else "One training step of"
     heading = f"{what} {arm.name} at width {width} on {tokens:,} tokens, without the search for neighbours."
     if not arguments.read:
-        steps = 1e12 / bill.flops
-        heading += f"\nA budget of 1e12 FLOPs pays for {steps:,.0f} such steps, {steps * tokens:,.0f} tokens."
+        steps = steps_for(bill.flops, 1e12)
+        paid = f"{steps:,} such step{'s' * (steps != 1)}, {steps * tokens:,} tokens"
+        paid = paid if steps else f"no step: one takes {bill.flops:,}"
+        heading += f"\nA budget of 1e12 FLOPs pays for {paid}."
     about = {
         "model": arm.name,
         "input": f"{chosen['batch']}x{chosen['time']} tokens",

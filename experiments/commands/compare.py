@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def _plan(study: Study, runs: list[Run], out: Path, workers: int, arguments: arg
     from experiments.workspace import Workspace
 
     corpus = load_corpus(study.data)
-    check_plan(study, runs, corpus)
+    runs = check_plan(study, runs, corpus)
     results = Results(out, corpus.fingerprint, study.name)
     if not arguments.fresh:
         results.look()
@@ -88,14 +89,14 @@ def _plan(study: Study, runs: list[Run], out: Path, workers: int, arguments: arg
     for planned in runs:
         print(f"  {planned.label()}")
     print(f"{study.name}: {study.question}")
-    pending = [planned for planned in runs if planned.key(corpus.fingerprint) not in results.finished]
+    pending = results.missing(runs)
     if len(pending) < len(runs):
         print(f"{len(runs) - len(pending)} of {len(runs)} runs have finished before.")
     print(cost(pending, results.rows, workers))
     return 0
 
 
-def check_plan(study: Study, runs: list[Run], corpus: Any) -> None:
+def check_plan(study: Study, runs: list[Run], corpus: Any) -> list[Run]:
     """Find out before anything is trained, or set aside, what sizes, text and arms make impossible.
 
     Args:
@@ -103,16 +104,21 @@ def check_plan(study: Study, runs: list[Run], corpus: Any) -> None:
         runs: What is planned.
         corpus: What they would train on.
 
+    Returns:
+        The runs, those of an arm that could not be asked whether it reads the future with why.
+
     Raises:
         RunError: Naming the run or the arm, and what to change.
         CorpusError: If a split is shorter than a window.
     """
-    from experiments.causality import check_causality
+    from experiments.arm_checks import check_arms
     from experiments.step import check_sizes
 
     check_sizes(runs, study.arm_table, corpus)
-    for note in check_causality(runs, study.arm_table, corpus):
+    unasked = check_arms(runs, study.arm_table, corpus)
+    for note in unasked.values():
         print(f"Note: {note}", file=sys.stderr)
+    return [replace(planned, unasked=unasked.get(planned.arm, "")) for planned in runs]
 
 
 def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: argparse.Namespace) -> int:
@@ -132,12 +138,12 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
     cache = cache_root().parent
     workspace = StudyWorkspace(study.data, out.resolve(), cache, arguments.wandb, study.arm_table, name)
     corpus = load_corpus(study.data)
-    check_plan(study, runs, corpus)
+    runs = check_plan(study, runs, corpus)
     with Results(out, corpus.fingerprint, study.name, fresh=arguments.fresh) as results:
         for note in results.notes:
             print(f"Note: {note}", file=sys.stderr)
         _check(results, runs, workspace.revision, arguments.allow_mixed)
-        pending = [planned for planned in runs if planned.key(corpus.fingerprint) not in results.finished]
+        pending = results.missing(runs)
         print(f"{study.name}: {study.question}")
         if len(pending) < len(runs):
             print(f"{len(runs) - len(pending)} of {len(runs)} runs have finished before.")
@@ -152,7 +158,7 @@ def _compare(study: Study, runs: list[Run], out: Path, workers: int, arguments: 
         try:
             failed = carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
         except KeyboardInterrupt:
-            done = len({planned.key(corpus.fingerprint) for planned in runs} & results.finished)
+            done = len(runs) - len(results.missing(runs))
             print(
                 f"Stopped. {done} of {len(runs)} runs have finished and are kept in {out}. To continue: {again}\n"
                 f"To see what there is so far: {program()} report {shlex.quote(str(out))}",

@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
-    from experiments.causality import check_causality
+    from experiments.arm_checks import check_arms
     from experiments.commands.compare import load_corpus
     from experiments.data.corpus import cache_root
     from experiments.results import Results, claim
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     name, cache = named_study(arguments.study), cache_root().parent
     workspace = StudyWorkspace(study.data, out.resolve(), cache, arms=study.arm_table, study=name)
     corpus = load_corpus(study.data)
-    for note in check_causality(study.plan(), study.arm_table, corpus):
+    for note in check_arms(study.plan(), study.arm_table, corpus).values():
         print(f"Note: {note}", file=sys.stderr)
     with Results(out, corpus.fingerprint, "tuning", fresh=arguments.fresh) as results:
         results.check_revision(
@@ -90,11 +90,14 @@ def _search(
     workers = arguments.workers or available_cores()
 
     def missing(title: str, runs: list[Run]) -> None:
-        pending = [trial for trial in runs if trial.key(results.corpus) not in results.finished]
+        pending = results.missing(runs)
         if pending:
             print(f"{title}: {cost(pending, results.rows, workers)}")
-        failed = carry_out(runs, results, workspace, execute, workers=workers, stream=sys.stderr)
-        broken = [event for event in failed if not event.diverged]
+        # What costs more than the budget has lost, as what diverged has: both are found out by trying.
+        failed = carry_out(
+            runs, results, workspace, execute, workers=workers, stream=sys.stderr, unaffordable=True
+        )
+        broken = [event for event in failed if not (event.diverged or event.unaffordable)]
         if broken:
             raise RunError(
                 f"{len(broken)} trials failed, the first with: {broken[0].reason}. The search goes on when none is "

@@ -1,6 +1,7 @@
 """Rows in, answer out: the tuned dense frontier, multipliers with intervals on six axes, and a verdict."""
 
 from experiments.errors import ResultsError
+from experiments.frontier.cautions import OTHER_ARM, OTHER_SIZE, TUNED_HERE, UNTUNED
 from experiments.frontier.cells import AXES, CONTROL_TO_BEAT, DENSE, FURTHER_AXES, METRIC, budget_key
 from experiments.frontier.rows import tabulate
 from experiments.frontier.summary import summarize
@@ -12,6 +13,10 @@ __all__ = [
     "DENSE",
     "FURTHER_AXES",
     "METRIC",
+    "OTHER_ARM",
+    "OTHER_SIZE",
+    "TUNED_HERE",
+    "UNTUNED",
     "ResultsError",
     "answer",
     "budget_key",

@@ -150,6 +150,10 @@ class Frontier:
         errors: standard error of each over seeds, ``[points]``.
         drawn_log_amounts: draws of the amounts, ``[draws, points]``.
         drawn_losses: draws of the losses, ``[draws, points]``.
+
+    Attributes:
+        end: logarithm of what the best of them used: nothing is known beyond. A point that used more and did no better,
+            such as a wide network trained too little, says nothing of what a lower loss takes.
     """
 
     def __init__(
@@ -162,6 +166,7 @@ class Frontier:
     ) -> None:
         self.log_amounts = log_amounts
         self.losses = losses
+        self.end = float(log_amounts[losses.argmin()])
         self.fit = choose(log_amounts, losses, errors)
         self._measured = _Curve(self.fit.method, log_amounts[None], losses[None])
         self._drawn = _Curve(self.fit.method, drawn_log_amounts, drawn_losses)

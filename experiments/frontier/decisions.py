@@ -9,7 +9,7 @@ from experiments.frontier.corrections import ALPHA
 from experiments.frontier.multiplier import ROUNDING
 
 Entry = Mapping[str, Any]
-Decision = Literal["better", "worse", "undecided", "no interval", "no number"]
+Decision = Literal["better", "worse", "undecided", "no interval", "no number", "not asked"]
 
 # Loss a second copy must lie below the first, in nats per token, before a model is said to copy:
 # models that do not copy differ by a few hundredths, those that do by whole nats.
@@ -45,7 +45,12 @@ def training_decision(entry: Entry) -> Decision:
     every = decide(entry["train_flops"], has_interval(entry))
     if every in ("better", "worse") and (conventions_differ(entry) or not survives_correction(entry)):
         return "undecided"
-    return every
+    return _claimed(every, entry)
+
+
+def _claimed(decision: Decision, entry: Entry) -> Decision:
+    """Not that an arm is better which may have read what it was to predict."""
+    return "not asked" if decision == "better" and entry.get("unasked") else decision
 
 
 def conventions_differ(entry: Entry) -> bool:
@@ -80,7 +85,8 @@ def decision_on(entry: Entry, axis: str) -> Decision:
     """The decision on any axis, as strict as that axis asks for."""
     if axis == "train_flops":
         return training_decision(entry)
-    return strict_decision(entry, axis) if axis in STRICTER else decide(entry[axis], has_interval(entry))
+    decision = strict_decision(entry, axis) if axis in STRICTER else decide(entry[axis], has_interval(entry))
+    return _claimed(decision, entry)
 
 
 def counts_decision(entry: Entry) -> Decision:
@@ -92,7 +98,7 @@ def counts_decision(entry: Entry) -> Decision:
         return "no interval"
     if gain["low"] <= 0 <= gain["high"] or not survives(gain):
         return "undecided"
-    return "better" if gain["mean"] > 0 else "worse"
+    return _claimed("better" if gain["mean"] > 0 else "worse", entry)
 
 
 def copies(probe: Mapping[str, float]) -> bool:

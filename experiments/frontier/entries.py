@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,7 @@ class Entries:
             "control": cell.control,
             "regime": cell.regime,
             "arm": cell.arm,
+            "unasked": next((str(why) for row in cell.runs if (why := row.get("unasked"))), ""),
             "width": cell.width,
             "seeds": list(cell.seeds),
             "gain_over_counts": self._gain(cell),
@@ -122,23 +123,22 @@ class Entries:
         return log_amount(cell, column) + jitter
 
     def _widths(self) -> tuple[Cell, ...]:
-        """Each dense width with the training budget that suits it best, by what it costs to read."""
+        """Each dense width with the training budget that suits it best, as far as reading more of it predicts better.
+
+        A wide one that was trained too little ends no range: what it costs to read says nothing about what dense needs.
+        """
         best: dict[int, Cell] = {}
         for cell in dense_cells(self.table):
             if cell.width not in best or cell.loss("valid") < best[cell.width].loss("valid"):
                 best[cell.width] = cell
-        return tuple(sorted(best.values(), key=lambda cell: cell.amounts(AXES["read_flops"]).mean()))
+        return _worth_it(best.values(), AXES["read_flops"])
 
     def _cheapest(self, column: str) -> tuple[Cell, ...]:
-        """Dense of whatever width predicts best for what it costs: no cheaper one predicts as well.
+        """Dense of whatever width predicts best for what it costs.
 
         The width that is best at a number of FLOPs is seldom the one that is best in the time those take.
         """
-        kept: list[Cell] = []
-        for cell in sorted(dense_cells(self.table), key=lambda cell: cell.amounts(column).mean()):
-            if not kept or cell.loss("valid") < kept[-1].loss("valid"):
-                kept.append(cell)
-        return tuple(kept)
+        return _worth_it(dense_cells(self.table), column)
 
     def _compare(self, cell: Cell, axis: Axis) -> dict[str, Any]:
         if cell.name == DENSE:  # the reference: 1 by definition
@@ -175,6 +175,15 @@ def dense_cells(table: Table) -> tuple[Cell, ...]:
     """Every dense cell, by budget and width."""
     cells = [cell for cell in table.cells if cell.name == DENSE]
     return tuple(sorted(cells, key=lambda cell: (cell.budget, cell.width)))
+
+
+def _worth_it(cells: Iterable[Cell], column: str) -> tuple[Cell, ...]:
+    """Those that predict better than every cheaper one, by what they cost."""
+    kept: list[Cell] = []
+    for cell in sorted(cells, key=lambda cell: cell.amounts(column).mean()):
+        if not kept or cell.loss("valid") < kept[-1].loss("valid"):
+            kept.append(cell)
+    return tuple(kept)
 
 
 def amounts(cell: Cell) -> dict[str, float | None]:

@@ -84,7 +84,7 @@ def _p_value(reached: Floats, frontier: Frontier, own: float) -> float:
     A draw beyond the dense range is on the side where it left, unless the arm itself stands outside of the range on
     that side: then it is on neither, and speaks against both claims.
     """
-    most, least = frontier.log_amounts.max() + ROUNDING, frontier.log_amounts[0] - ROUNDING
+    most, least = frontier.end + ROUNDING, frontier.log_amounts[0] - ROUNDING
     above = np.where(reached == np.inf, own <= most, reached > own)
     below = np.where(reached == -np.inf, own >= least, reached < own)
     count = len(reached)
@@ -93,7 +93,7 @@ def _p_value(reached: Floats, frontier: Frontier, own: float) -> float:
 
 
 def _result(value: float, ends: tuple[float, float], frontier: Frontier, own: float) -> Multiplier:
-    least, most = math.exp(frontier.log_amounts[0] - own), math.exp(frontier.log_amounts.max() - own)
+    least, most = math.exp(frontier.log_amounts[0] - own), math.exp(frontier.end - own)
     # An end beyond the far side of the range is known to be at least (at most) that side; an end beyond the
     # near side is open and has no number.
     low = math.exp(ends[0] - own) if math.isfinite(ends[0]) else most if ends[0] == math.inf else None

@@ -42,8 +42,8 @@ def summarize(rows: Iterable[Row], *, allow_mixed: bool = False, draws: int = DR
 
         - ``study``, ``fingerprint``, ``budgets``, ``axes``, ``metric``, ``confidence``, ``seeds``, ``missing``,
           ``diverged``, ``revisions``, ``mixed``;
-        - ``tuned``: whether any trial chose a setting; ``cautions``: sentences about ``tuning``, ``widths`` and
-          ``seconds``, where there is something to hold against the numbers;
+        - ``tuned``: whether any trial chose settings of dense; ``cautions``: sentences about ``future``,
+          ``tuning``, ``widths`` and ``seconds``, where there is something to hold against the numbers;
         - ``arms[NAME][BUDGET]``: the axes and ``matmul_flops`` (``multiplier``, ``low``, ``high``, ``bound``,
           ``beyond``, ``p``; on ``train_flops`` also ``p_holm``), ``bits_per_byte`` (``mean``, ``low``, ``high``,
           ``over_seeds``), ``heldout`` (mean bits per byte on sources that train has nothing of), ``control``,

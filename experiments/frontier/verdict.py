@@ -64,9 +64,9 @@ def answer(summary: Summary) -> str:
         tail = f" {listed(losers)} {_is(losers)} shown to be worse." if losers else ""
         return (
             f"{where}, none of {len(arms)} arms ({listed(list(arms))}) is shown to be better than "
-            f"{_reference(summary)} per training FLOP.{tail}"
+            f"{reference(summary)} per training FLOP.{tail}"
         )
-    text = f"{where}, {listed(winners)} {_is(winners)} better than {_reference(summary)} per training FLOP"
+    text = f"{where}, {listed(winners)} {_is(winners)} better than {reference(summary)} per training FLOP"
     told = [f"{name} {multiplier_words(arms[name]['train_flops'])}{_alone(arms[name])}" for name in winners]
     text += f" ({'; '.join(told)})"
     judged = [name for name in winners if arms[name]["gain_over_counts"] is not None]
@@ -91,7 +91,7 @@ def verdict(summary: Summary) -> str:
     lines = [answer(summary), *_gaps(summary), *_method(summary)]
     for regime in ("same tokens", "whole corpus"):
         paragraphs = [
-            _paragraph(name, budget, entry)
+            _paragraph(name, budget, entry, reference(summary))
             for name, budgets in summary["arms"].items()
             for budget, entry in budgets.items()
             if entry["regime"] == regime and (not entry["control"] or entry["arm"] == CONTROL_TO_BEAT)
@@ -107,7 +107,8 @@ def verdict(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _reference(summary: Summary) -> str:
+def reference(summary: Summary) -> str:
+    """What arms are held against: dense, and whether it was tuned."""
     return "tuned dense" if summary.get("tuned", True) else "untuned dense"
 
 
@@ -115,7 +116,7 @@ def _alone(entry: Entry) -> str:
     return ", one seed with the spread of other arms" if len(entry["seeds"]) == 1 else ""
 
 
-def _paragraph(name: str, budget: str, entry: Entry) -> str:
+def _paragraph(name: str, budget: str, entry: Entry, against: str) -> str:
     regime = "" if entry["regime"] in name else f", {entry['regime']}"
     text = (
         f"{name}{regime}, {seeds_text(entry['seeds'])}, budget {budget}: "
@@ -125,7 +126,7 @@ def _paragraph(name: str, budget: str, entry: Entry) -> str:
         f"{words} {multiplier_words(entry[axis])}, {_said(decision_on(entry, axis))}"
         for axis, words in (AXIS_NAMES | FURTHER_AXIS_NAMES).items()
     ]
-    text += f"Against tuned dense, {'; '.join(parts)}. "
+    text += f"Against {against}, {'; '.join(parts)}. "
     if decide(entry["train_flops"], has_interval(entry)) != training_decision(entry):
         text += _withheld(entry)
     if entry["seeds_needed"] is not None:
@@ -138,6 +139,8 @@ def _paragraph(name: str, budget: str, entry: Entry) -> str:
 
 def _withheld(entry: Entry) -> str:
     """Why an interval on one side of 1 is not a claim."""
+    if training_decision(entry) == "not asked":
+        return ""
     if conventions_differ(entry):
         return (
             f"Counting matrix products alone the training figure is {multiplier_words(entry['matmul_flops'])}: "
@@ -160,6 +163,8 @@ def _counts(name: str, entry: Entry) -> str:
     control = gain["control"]
     size = f"difference {interval_text(gain, sign='+')} bits per byte, positive where {name} is better"
     decision = counts_decision(entry)
+    if decision == "not asked":
+        return f'Against "{control}": {size}; no claim.'
     if decision == "no interval":
         return f'Against "{control}": {size}; without an interval, no claim.'
     if decision == "better":
@@ -178,6 +183,7 @@ def _said(decision: str) -> str:
         "undecided": "no difference shown",
         "no interval": "no claim from one seed",
         "no number": "not comparable",
+        "not asked": "no claim from an arm not asked whether it reads the future",
     }[decision]
 
 

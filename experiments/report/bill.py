@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.frontier.cells import Cell, Row, Table, budget_key
+from experiments.frontier.verdict import reference
 from experiments.report.explain import COUNTING, INTEGERS
 from experiments.report.markup import Markup, definitions, join, table, tag
 from experiments.report.units import amount, seconds, share
@@ -117,7 +118,7 @@ def settings(results: Table) -> Markup:
     ]
     counts = {
         _trials(row) for cell in results.cells if not cell.derived and not cell.control for row in cell.runs
-    } - {None, 0}  # 0: settings found at another size
+    } - {None, 0}  # 0: nobody tried settings there
     note = (
         "Arms had different numbers of tuning trials ("
         + ", ".join(map(str, sorted(counts, key=str)))
@@ -149,9 +150,10 @@ def corpus_and_audit(corpus: Mapping[str, Any] | None, audit: Mapping[str, Any] 
     )
 
 
-def counting() -> Markup:
+def counting(summary: Mapping[str, Any]) -> Markup:
     """How we count."""
-    return join([tag("h2", "How we count"), *(tag("p", text) for text in COUNTING)])
+    texts = [text.format(reference=reference(summary)) for text in COUNTING]
+    return join([tag("h2", "How we count"), *(tag("p", text) for text in texts)])
 
 
 def origin(results: Table, command: str) -> Markup:

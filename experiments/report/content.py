@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.frontier import DENSE
 from experiments.frontier.decisions import Decision, decide, decision_on, has_interval
+from experiments.frontier.verdict import reference
 from experiments.frontier.wording import interval_text, loss_text, multiplier_text
 from experiments.report.axes import FIRST, axis_names
 from experiments.report.breakeven import tokens_text
@@ -119,6 +120,7 @@ def by_budget(summary: Summary) -> list[Table]:
                     starred |= entry["control"]
                     rows.append((_label(name, entry), *map(Cell, texts)))
         if rows:
+            title = title.format(reference=reference(summary))
             found.append(Table(title, ("arm", *budgets), tuple(rows), 1, starred))
     return found
 
@@ -222,7 +224,7 @@ def _gain(entry: Entry) -> str:
 
 _BY_BUDGET: dict[str, Callable[[Entry], str]] = {
     "Bits per byte on test text, by training FLOPs": lambda entry: loss_text(entry["bits_per_byte"]),
-    "Compute multiplier: how many times the arm's training FLOPs tuned dense needs for its loss": (
+    "Compute multiplier: how many times the arm's training FLOPs {reference} needs for its loss": (
         lambda entry: "" if entry["arm"] == DENSE else multiplier_text(entry["train_flops"])
     ),
     'Gain over "dense + counts" of the same text, bits per byte': _gain,

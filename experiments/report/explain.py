@@ -56,6 +56,7 @@ CONTROLS = {
     ),
 }
 
+# To be told what the reference is called, which depends on whether it was tuned.
 COUNTING = (
     (
         "Every operation that ran was priced while it ran, by operator; one that has no price stops "
@@ -65,7 +66,7 @@ COUNTING = (
     ),
     CAUSAL,
     (
-        "A multiplier is the amount of compute at which tuned dense reaches an arm's loss, over the "
+        "A multiplier is the amount of compute at which {reference} reaches an arm's loss, over the "
         "amount the arm used: 2x means that dense needs twice as much. The frontier has one point a "
         "budget: the dense width with the lowest mean loss on validation text; its loss on test text "
         "is what is compared. Between the points it is interpolated, straight in the logarithm of the"
@@ -74,7 +75,7 @@ COUNTING = (
     ),
     (f"Outside of the budgets that dense was run at there is no number, only a bound. {BEYOND}"),
     (
-        "The multipliers of an arm speak of the same dense model, the tuned one that predicts as"
+        "The multipliers of an arm speak of the same dense model, the one of the frontier that predicts as"
         " well as the arm. For inference a stricter figure is given too, in which the training bill "
         "is put aside: each dense width with whichever budget of the table suits it best. A claim "
         "about inference has to hold both ways, and so has one about seconds or bytes, where the stricter "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from experiments.frontier.verdict import reference
 from experiments.report.content import SERVED, Cell, Table, tables
 from experiments.report.explain import BEYOND, BREAK_EVEN, CAUSAL, CONVENTIONS
 from experiments.report.findings import Findings
@@ -80,8 +81,8 @@ def _caption(table: Table, findings: Findings) -> str:
             if any(row[place].decision for row in table.rows)
         )
         said.append(
-            f"On {axes}: how many times the arm's own amount tuned dense needs for its loss; bold: better than "
-            f"dense, shown by the interval. {BEYOND}"
+            f"On {axes}: how many times the arm's own amount {reference(findings.summary)} needs for its loss; "
+            f"bold: better than dense, shown by the interval. {BEYOND}"
         )
         said += findings.summary["cautions"].values()
     said += [BREAK_EVEN] if table.title == SERVED else [CONVENTIONS, CAUSAL]

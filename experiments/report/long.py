@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.frontier.decisions import counts_decision, decide, decision_on, has_interval
+from experiments.frontier.verdict import reference
 
 EVERYTHING = "every operator, search and building; causal attention: pairs multiplied, in blocks of 64"
 PRODUCTS = "matrix products, search and building; causal attention: pairs multiplied, in blocks of 64"
@@ -50,7 +51,7 @@ COLUMNS: tuple[str, ...] = (
 def long_csv(summary: Mapping[str, Any]) -> str:
     """The summary as CSV; an empty field is a number that is not there.
 
-    Training FLOPs have a line for each convention, inference FLOPs one against tuned dense and one against dense
+    Training FLOPs have a line for each convention, inference FLOPs one against the dense frontier and one against dense
     trained for any budget; ``bound`` and ``beyond`` are those of
     :class:`~experiments.frontier.multiplier.Multiplier`. ``p_corrected`` is told for claims on training FLOPs.
     ``bits_per_byte_low`` and ``_high`` are the ends of the interval that all others are over too (seeds, and documents
@@ -96,7 +97,7 @@ def _of_axes(summary: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[d
         line = {
             "axis": axis,
             "convention": EVERYTHING if counted else "",
-            "against": "tuned dense",
+            "against": reference(summary),
             "amount": entry["amounts"].get(axis),
             "caution": summary["cautions"].get(axis, ""),
         }

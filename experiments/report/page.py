@@ -35,7 +35,7 @@ def page(findings: Findings) -> str:
         bill.settings(results),
         sections.dense(summary),
         bill.corpus_and_audit(findings.corpus, findings.audit),
-        bill.counting(),
+        bill.counting(summary),
         bill.origin(results, findings.command),
     ]
     head = [

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.frontier import CONTROL_TO_BEAT, DENSE, budget_key
 from experiments.frontier.decisions import copies, counts_decision, decision_on
+from experiments.frontier.verdict import reference
 from experiments.frontier.wording import interval_text, loss_text, multiplier_text, over_text, seeds_text
 from experiments.report.axes import amount_name, amount_text, axis_names
 from experiments.report.explain import CONTROLS, COPYING, GENERALISATION
@@ -138,8 +139,8 @@ def multipliers(summary: Summary) -> Markup:
         tag("h2", "Multipliers"),
         tag(
             "p",
-            "How many times the arm's own amount tuned dense would need for the same loss. Bold: better than dense, "
-            "shown at 95 %; the other colour: worse; neither: no difference shown.",
+            f"How many times the arm's own amount {reference(summary)} would need for the same loss. Bold: better than "
+            "dense, shown at 95 %; the other colour: worse; neither: no difference shown.",
         ),
     ]
     for regime, title in TITLES.items():

@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from experiments.errors import UnaffordableError
 
 CORPUS = "ab" * 32
 STUDY = "fake"
@@ -26,6 +28,7 @@ class FakeRun:
     seed: int = 0
     width: int = 64
     budget: float = 1e12
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self, corpus_fingerprint: str) -> str:
         return hashlib.sha256(f"{self.name} {corpus_fingerprint}".encode()).hexdigest()[:16]
@@ -46,6 +49,8 @@ def execute(run: FakeRun, workspace: Path, progress: Callable[[str, float], None
     time.sleep(run.seconds)
     if run.does == "raise":
         raise KeyError("no such thing\nand a second line")
+    if run.does == "poor":
+        raise UnaffordableError("a budget of 1 FLOP is less than one step")
     if run.does == "nan":
         raise FloatingPointError("the training loss became nan by step 3: lower the rates")
     if run.does == "die" or (run.does == "die once" and attempts == 0):
@@ -61,6 +66,7 @@ def execute(run: FakeRun, workspace: Path, progress: Callable[[str, float], None
         "seed": run.seed,
         "width": run.width,
         "budget": run.budget,
+        "settings": dict(run.settings),
         "parent": None,
         "corpus": CORPUS,
         "losses": {"test": {"bits_per_byte": 1.5}},

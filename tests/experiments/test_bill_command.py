@@ -90,6 +90,22 @@ def test_an_arm_by_its_name(name: str, capsys: pytest.CaptureFixture) -> None:
         assert told.items() >= expected.items()
 
 
+# Of 0.62, 1.57 and 3.55 steps.
+@pytest.mark.parametrize(("batch", "steps"), [(16, 0), (5, 1), (1, 3)])
+def test_a_budget_pays_for_whole_steps(batch: int, steps: int, capsys: pytest.CaptureFixture) -> None:
+    argv = ["dense", "--width", "512", "--layers", "8", "--time", "512", "--batch", str(batch)]
+    price = billed(argv, capsys)["flops"]
+    assert 1e12 // price == steps
+    assert main(["bill", *argv]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    paid = {
+        0: f"no step: one takes {price:,}",
+        1: "1 such step, 2,560 tokens",
+        3: "3 such steps, 1,536 tokens",
+    }
+    assert line == f"A budget of 1e12 FLOPs pays for {paid[steps]}."
+
+
 def test_what_an_arm_costs_to_read(capsys: pytest.CaptureFixture) -> None:
     sizes = [f"--{key}={value}" for key, value in SMALL.items()]
     predicted = billed(["ngram", *sizes, "--width", "32", "--vocab-size", "99", "--read"], capsys)

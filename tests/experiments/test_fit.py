@@ -172,6 +172,40 @@ def test_a_budget_below_one_step_says_what_one_takes(
     assert re.search(r"^mnemograph fit: a budget of 1 FLOPs .* One takes [\d,]+ FLOPs: give at least", said)
 
 
+def test_what_a_budget_below_one_step_says_can_be_obeyed_in_the_same_folder(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "mine"
+    own = [*options, "--trainer.default_root_dir=mine", "--trainer.enable_checkpointing=false"]
+    budget = [*own, "--trainer.callbacks+=FlopBudget"]
+    assert main(["fit", *budget, "--trainer.callbacks.max_flops=1"]) == 2
+    asked = re.search(r"give at least max_flops=(\S+)", capsys.readouterr().err)
+    assert asked is not None
+    assert not (folder / "config.yaml").exists()
+    assert main(["fit", *budget, f"--trainer.callbacks.max_flops={asked[1]}"]) == 0
+    kept = (folder / "config.yaml").read_text()
+    assert asked[1] in kept or f"max_flops: {float(asked[1])}" in kept
+    # A run that stands there is nobody's to take away.
+    assert main(["fit", *budget, "--trainer.callbacks.max_flops=1"]) == 2
+    assert "mine holds the run of its config.yaml" in capsys.readouterr().err
+    assert (folder / "config.yaml").read_text() == kept
+
+
+def test_a_budget_below_one_step_uses_up_no_number(options: list[str], tmp_path: Path) -> None:
+    budget = ["--trainer.callbacks+=FlopBudget", "--trainer.callbacks.max_flops=1"]
+    assert main(["fit", *options, *budget]) == 2
+    assert not list(tmp_path.rglob("fit"))
+
+
+def test_a_run_that_fails_after_a_step_keeps_its_configuration(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=nowhere"]
+    assert main(["fit", *options, *stopping, "--trainer.enable_checkpointing=false"]) != 0
+    assert "`nowhere` which is not available" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "fit" / "000" / "config.yaml").exists()
+
+
 def test_help_names_what_is_computed(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["fit", "--help"])

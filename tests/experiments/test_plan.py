@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from experiments.cli import main
+from experiments.results import Results
+from experiments.study import load_study
+from experiments.workspace import Workspace
 
 SMALL = ["--arms", "ngram", "--budgets", "2e9", "--widths", "32", "--seeds", "1", "--vocab-size", "300"]
 WORDS = ("cat", "dog", "hen", "cow", "fox", "owl", "bat", "elk", "emu", "yak")
@@ -81,6 +85,36 @@ def test_sizes_and_budgets_that_make_no_run_are_refused(text: str, capsys: pytes
     assert "pays for no step" in refused([*plan, "--budgets", "1e5"], capsys)
 
 
+def test_an_arm_that_costs_more_than_the_budget_is_refused(text: str, capsys: pytest.CaptureFixture) -> None:
+    wide = LEAKING.replace(".flip(1)", "").replace("slots),", "slots, settings={'batch': 64}),")
+    Path("dear_study.py").write_text(wide)
+    said = refused(["dear_study.py"], capsys)
+    assert "pays for no step: tomorrow of width 32 takes" in said
+    assert "give it a smaller batch" in said
+
+
+def test_what_the_report_says_to_set_is_what_the_same_folder_takes(
+    text: str, capsys: pytest.CaptureFixture
+) -> None:
+    """More seeds, another best width, a budget that dense alone had before: what has run stays."""
+    said = "study = Study(\n    data=TextCorpus('texts', 300), arms=('ngram',), widths=(16, 32), {}\n)\n"
+    imports = "from experiments.data import TextCorpus\nfrom experiments.study import Study\n"
+    before = "budgets=(1e9,), reach=(2e9,), best_width={1e9: 32, 2e9: 32}, seeds=range(1)"
+    Path("mine_before.py").write_text(imports + said.format(before))
+    study = load_study("mine_before.py")
+    corpus = study.data.load()
+    revision = Workspace(study.data, Path("out"), Path("cache")).revision
+    with Results(Path("out"), corpus.fingerprint, study.name) as results:
+        about = {"parent": None, "corpus": corpus.fingerprint, "code": revision}
+        results.append([run.to_dict() | about | {"run": run.key(corpus.fingerprint)} for run in study.plan()])
+    capsys.readouterr()
+    after = "budgets=(1e9, 2e9), reach=(), best_width={1e9: 16, 2e9: 16}, seeds=range(2)"
+    Path("mine_after.py").write_text(imports + said.format(f"name='mine_before', {after}"))
+    assert main(["compare", "mine_after.py", "--out", "out", "--plan"]) == 0
+    # Dense of width 32 at both budgets; that of width 16 is there, but not yet mixed with counts.
+    assert "2 of 10 runs have finished before" in capsys.readouterr().out
+
+
 def test_a_place_where_nothing_can_be_written_is_refused(text: str, capsys: pytest.CaptureFixture) -> None:
     Path("file").touch()
     plan = [*SMALL, "--data", text, "--out"]
@@ -100,6 +134,41 @@ def test_an_arm_that_reads_the_future_is_refused(text: str, capsys: pytest.Captu
     assert not Path("out").exists()
     assert main(["tune", "leaking_study.py", "--out", "out"]) == 2
     assert "arm 'tomorrow' reads the future" in capsys.readouterr().err
+
+
+def test_that_an_arm_could_not_be_asked_stays_with_its_rows_and_in_every_form_of_the_report(
+    text: str, capsys: pytest.CaptureFixture
+) -> None:
+    by_chance = LEAKING.replace("import torch", "import random\nimport torch")
+    by_chance = by_chance.replace("self.mix(x).flip(1)", "random.random() * self.mix(x)")
+    by_chance = by_chance.replace('"tomorrow"', '"by chance"').replace(
+        "widths=(32,)", "widths=(16,), reach=()"
+    )
+    Path("chance_study.py").write_text(by_chance)
+    argv = ["chance_study.py", "--out", "out", "--workers", "1"]
+    assert main(["compare", *argv]) == 0
+    said = capsys.readouterr()
+    why = "by chance was not asked whether it reads the future: position 0 says something else each time"
+    assert f"Note: {why}" in said.err
+    assert f"{why} it reads the same" in said.out
+    rows = [json.loads(line) for line in (Path("out") / "results.jsonl").read_text().splitlines()]
+    assert {row["arm"]: row["unasked"][: len(why)] for row in rows if row["parent"] is None} == {
+        "dense": "",
+        "by chance": why,
+    }
+    forms = {
+        "table": "tables.txt",
+        "json": "summary.json",
+        "markdown": "report.md",
+        "html": "report.html",
+        "latex": "tables.tex",
+    }
+    assert main(["report", "out", "--format", ",".join(forms)]) == 0
+    for file in forms.values():
+        assert why in (Path("out") / file).read_text(), file
+    capsys.readouterr()
+    assert main(["compare", *argv, "--plan"]) == 0
+    assert "2 of 2 runs have finished before" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

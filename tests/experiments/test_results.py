@@ -10,6 +10,7 @@ import pytest
 from experiments.compare import carry_out
 from experiments.errors import ResultsError
 from experiments.results import Results, claim, conflicts, place, read_rows
+from experiments.run import Run
 from experiments.scheduler import Failed
 from tests.experiments.fakes import CORPUS, STUDY, FakeRun, execute
 
@@ -88,6 +89,47 @@ def test_a_run_that_diverged_is_finished_and_says_why(tmp_path: Path) -> None:
     assert "the training loss became nan" in row["diverged"]
     assert carried_out() == []
     assert len(list(attempts.glob("hot.*"))) == 1
+
+
+def test_a_run_that_costs_too_much_is_a_result_where_that_is_asked_for(tmp_path: Path) -> None:
+    runs = [FakeRun("good"), FakeRun("dear", "poor")]
+
+    def carried_out(unaffordable: bool) -> list[Failed]:
+        with _results(tmp_path) as results:
+            return carry_out(
+                runs,  # type: ignore[arg-type]
+                results,
+                tmp_path,
+                execute,
+                workers=1,
+                stream=io.StringIO(),
+                unaffordable=unaffordable,
+            )
+
+    for asked in (False, True):
+        (failed,) = carried_out(asked)
+        assert (failed.unaffordable, failed.diverged) == (True, False)
+    assert "less than one step" in read_rows(tmp_path)[0][-1]["diverged"]
+    assert carried_out(False) == []
+
+
+def test_counts_that_are_wanted_later_are_made_later(tmp_path: Path) -> None:
+    """They are not part of what a run is: another best width makes no run another one."""
+    plain, counted = (
+        Run("study", "dense", "none", 0, 64, 1e12, {"layers": 2, "counts": counts})
+        for counts in (False, True)
+    )
+    assert plain.key(CORPUS) == counted.key(CORPUS)
+
+    def done(run: Run) -> dict:
+        return _row(run.key(CORPUS), settings=dict(run.settings))
+
+    with _results(tmp_path) as results:
+        assert results.missing([plain, counted]) == [plain, counted]
+        results.append([done(plain)])
+        assert results.missing([plain, counted]) == [counted]
+        results.append([done(counted)])
+        assert results.missing([plain, counted]) == []
 
 
 @pytest.mark.parametrize("lacking", ["run", "budget", "arm"])

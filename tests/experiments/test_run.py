@@ -86,7 +86,12 @@ def test_inference_is_billed_as_the_whole_distribution() -> None:
 
 
 def test_a_run_repeats_itself_to_the_bit(workspace: Workspace) -> None:
-    first, second = (execute(run_of("ngram", NO_STORE), workspace)[0] for _ in range(2))
+    run = run_of("ngram", NO_STORE)
+    first, second = (
+        execute(replace(run, settings_from=source), workspace)[0] for source in ("", "own search")
+    )
+    assert second["settings_from"] == "own search"
+    assert first["run"] == second["run"]
     assert first["losses"] == second["losses"]
     assert first["flops"] == second["flops"]
 
@@ -161,6 +166,7 @@ def test_a_diverging_run_is_stopped(workspace: Workspace) -> None:
 def test_the_key_follows_everything_that_defines_a_run() -> None:
     run = run_of("dense", NO_STORE)
     assert Run.from_dict(run.to_dict()).key("a") == run.key("a")
+    assert replace(run, unasked="it could not be asked").key("a") == run.key("a")
     others = [
         run_of("ngram", NO_STORE),
         run_of("dense", NO_STORE, budget=3e9),

@@ -129,6 +129,19 @@ def test_an_arm_of_ones_own_takes_part() -> None:
     assert {run.regime for run in runs} == {"same tokens"}
 
 
+@pytest.mark.parametrize(
+    ("one", "says"),
+    [
+        ({"arms": Arm("mine", dict)}, r"arms=\(Arm\('mine', ...\),\)"),
+        ({"controls": "ngram"}, r"controls=\('ngram',\)"),
+        ({"budgets": 3e9}, r"budgets=\(3000000000.0,\)"),
+    ],
+)
+def test_one_in_place_of_several_is_named(one: dict[str, Any], says: str) -> None:
+    with pytest.raises(RunError, match=says):
+        _study(**one)
+
+
 ORDERS = (2, 3)
 
 
@@ -199,6 +212,28 @@ def test_an_arm_the_study_does_not_list_can_be_asked_for() -> None:
     assert study.controls == ("random neighbours",)
     with pytest.raises(RunError, match="did you mean 'knn'"):
         _study().narrowed(arms=["knnn"])
+
+
+def test_a_run_says_where_its_settings_came_from_and_is_the_same_run_for_it() -> None:
+    rates = {"rates": {"matrix": 0.01}}
+    study = _study(
+        arms=("ngram", "knn", Arm("mine")),
+        controls=("shuffled edges",),
+        tuned={
+            ("dense", "none", 64, 1e12): {**rates, "trials": 8},
+            ("ngram", "same tokens", 64, 1e12): {**rates, "trials": 0},  # as a study borrows by hand
+            ("graph", "whole corpus", 96, 3e12): {**rates, "trials": 8},
+        },
+    )
+    found = {(run.arm, run.regime, run.width, run.budget): run.settings_from for run in study.plan()}
+    assert found["dense", "none", 64, 1e12] == "own search"
+    assert found["dense", "none", 96, 1e12] == found["dense", "none", 96, 1e13] == "another size"
+    assert found["ngram", "same tokens", 64, 1e12] == "another size"
+    assert found["knn", "same tokens", 64, 1e12] == found["mine", "same tokens", 64, 1e12] == "defaults"
+    assert found["graph", "whole corpus", 96, 3e12] == "own search"
+    assert found["shuffled edges", "whole corpus", 96, 3e12] == "another arm"
+    assert found["shuffled edges", "same tokens", 96, 3e12] == "defaults"
+    assert all(run.key("a") == replace(run, settings_from="").key("a") for run in study.plan())
 
 
 def test_best_width_of_a_budget_nobody_tuned_is_that_of_the_nearest() -> None:

@@ -35,6 +35,13 @@ def test_outside_of_the_dense_range_there_is_a_bound_and_no_number():
     assert multiplier_text(above) == "at least 3.33x"
 
 
+def test_the_range_ends_at_the_best_dense_run_not_at_the_dearest():
+    logs, losses = np.log([1.0, 2.0, 8.0, 4.0]), np.array([2.0, 1.8, 1.9, 1.6])
+    frontier = Frontier(logs, losses, np.zeros(4), logs[None], losses[None])
+    found = multiplier(frontier, 1.5, math.log(2.0), np.array([1.5]), np.array([math.log(2.0)]))
+    assert (found.multiplier, found.low, found.bound) == (pytest.approx(2.0), pytest.approx(2.0), "at least")
+
+
 def test_an_interval_that_leaves_the_range_is_marked():
     summary = summarize(rows(arms=only(3.25), budgets=(3e12,), noise=0.02, rng=5))
     cell = summary["arms"]["ngram"]["3e12"]["train_flops"]

@@ -76,6 +76,35 @@ def test_training_bill_is_put_aside_on_the_strict_reading_axis():
     assert cell["any_budget"]["multiplier"] == pytest.approx(48 / (64 * 1.05), rel=1e-3)
 
 
+def test_a_wide_dense_trained_too_little_proves_nothing():
+    """Better than every dense, "at least" goes as far as the best of them, not as the widest."""
+    arms = {("ngram", "same tokens"): {"worth": 30.0, "read": 1.0}}
+    table = rows(arms=arms, budgets=(3e12,), noise=0.0)
+    best = min(
+        (row for row in table if row["arm"] == "dense"),
+        key=lambda row: row["losses"]["test"]["bits_per_byte"],
+    )
+    wide = [
+        changed(
+            row,
+            width=512,
+            run=f"wide{row['seed']}",
+            read_flops=10 * best["read_flops"],
+            losses={
+                split: {name: loss + 0.3 for name, loss in losses.items()}
+                for split, losses in row["losses"].items()
+            },
+        )
+        for row in table
+        if row["arm"] == "dense" and (row["width"], row["budget"]) == (best["width"], 3e12)
+    ]
+    for more in ([], wide):
+        cell = summarize([*table, *more])["arms"]["ngram"]["3e12"]["read_flops"]
+        for found in (cell, cell["any_budget"]):
+            assert (found["bound"], found["beyond"]) == ("at least", "point")
+            assert found["multiplier"] == pytest.approx(best["read_flops"] / (2e4 * 64 * 3))
+
+
 def test_draws_are_deterministic_and_do_not_touch_the_global_generator():
     state = np.random.get_state()[1].copy()  # noqa: NPY002 - the very state that must stay untouched
     assert json.dumps(summarize(rows())) == json.dumps(summarize(rows()))

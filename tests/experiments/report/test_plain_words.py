@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -71,6 +73,30 @@ def test_an_untuned_study_is_called_so_and_a_finished_one_finished(name: str):
     assert "Arms ran at another width than the best one of dense" in text
     assert "dense (tuned)" not in text
     assert "Not there" not in text
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "csv", "json"])
+def test_an_untuned_study_calls_nothing_tuned(name: str):
+    given = rows(seeds=2, arms=FEW, budgets=(1e12, 3e12, 1e13))  # enough for tables by budget
+    for row in given:
+        row["settings"]["trials"] = 0
+    text = FORMATS[name].to_bytes(find(given)).decode()
+    if name == "json":  # what it says, not what its fields are called
+        text = "\n".join(strings(json.loads(text)))
+    text = re.sub(r"data:image/[^\"]*", "", text)  # pictures, in letters by chance
+    text = text.replace("tuned=tuned(Path(...))", "")  # what to type
+    assert "untuned dense" in text
+    assert not re.findall(r"\b(?<!not )tuned.{,40}", text, re.IGNORECASE)
+    assert "tuned dense" in made("csv", find(rows(arms=FEW)))
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in JSON, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
 
 
 def test_single_measurements_are_said_to_show_nothing_before_any_number():
