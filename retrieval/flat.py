@@ -20,6 +20,7 @@ __all__ = ["FlatSearch", "margin", "settle"]
 _RESULTS = 1 << 22
 # From so many queries up FAISS multiplies matrices: on one core that wins. Fewer are compared one pair at a time.
 _PRODUCT = 4
+_FEW = np.arange(_PRODUCT - 1)[:, None]
 # A tie in a search of few is found out by one more entry, where to search once more is cheaper than a longer list.
 _SMALL = 1 << 14
 # In a store of so many entries ties are many, and lists of so many are faster sorted now and then than kept as a heap.
@@ -183,8 +184,9 @@ class FlatSearch:
         if not (whole and size < LARGEST):
             return self._settled(x, k, self._listed(x, scores, ids))
         if np.count_nonzero(scores[:, 1:] >= scores[:, :-1]):
-            scores, ids = in_order(scores, ids)
-        if length > k:
+            best = _FEW[: len(x)], np.lexsort((ids, -scores))[:, :k]
+            scores, ids = scores[best], ids[best]
+        elif length > k:
             scores, ids = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k])
         return scores, ids, self._work(len(x), length, stored)
 
