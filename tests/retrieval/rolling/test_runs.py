@@ -255,7 +255,7 @@ def test_a_forked_child_has_a_memory_of_its_own():
 
 
 RANK = """
-import json, sys, torch
+import json, os, sys, torch
 import torch.distributed as dist
 from retrieval.rolling import RollingMemory
 number, folder = int(sys.argv[1]), sys.argv[2]
@@ -287,6 +287,7 @@ own = all(torch.equal(one[name], two[name]) for name in ("keys", "values", "inde
 with open(f"{folder}/{number}.json", "w") as file:
     json.dump({"own": own, "gradient": module.module.project.weight.grad.tolist()}, file)
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads are not always joined when the interpreter ends, which aborts it
 """
 
 
