@@ -120,6 +120,38 @@ def test_data_loader_workers_search(start):
         assert torch.equal(torch.cat(list(loader)), torch.stack(alone))
 
 
+# FAISS before torch has an OpenMP runtime of its own, whose threads a fork leaves behind as well.
+ORDER = """
+import {}
+import numpy as np
+from retrieval import Index
+from retrieval.runtime import threads
+from torch.utils.data import DataLoader, Dataset
+keys = torch.randn(4000, 32)
+stores = [Index("Flat").add(keys), Index("IVF16,Flat").add(keys)]
+def near(n):
+    torch.mm(keys, keys[:100].T)
+    return torch.stack([store.search(keys[100 * n : 100 * n + 50], 5).ids for store in stores])
+class Near(Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, n): return near(n)
+for count in (2, 1):
+    with threads(count):
+        alone = torch.stack([near(n) for n in range(4)])
+        assert torch.equal(torch.cat(list(DataLoader(Near(), 2, num_workers=2, timeout=60))), alone)
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("order", ["torch, faiss", "faiss, torch"])
+def test_forked_workers_search_whichever_was_imported_first(order):
+    run = subprocess.run(
+        [sys.executable, "-c", ORDER.format(order)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert run.stdout.strip() == "done", run.stderr
+
+
 def test_torch_is_imported_before_faiss():
     script = (
         "import retrieval.runtime, sys; m = list(sys.modules); print(m.index('torch') < m.index('faiss'))"
