@@ -6,6 +6,7 @@ from mann.feedforward import ReluSquared, SwiGLU
 from mann.memory import ExternalMemory, Memory, NGramMemory
 from mann.module import LanguageModule
 from mann.pointer import PointerReadout
+from mann.product_key import ProductKeyMemory
 from mann.readers import AttentionReader, Reader
 from mann.readout import Readout, SoftmaxReadout
 from mann.transformer import Block, Transformer
@@ -20,6 +21,7 @@ __all__ = [
     "Memory",
     "NGramMemory",
     "PointerReadout",
+    "ProductKeyMemory",
     "Reader",
     "Readout",
     "ReluSquared",
