@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ class TrialProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 process_group=0,
-                preexec_fn=_end_with_parent if _LIBC is not None else None,
+                preexec_fn=partial(_end_with_parent, os.getpid()) if _LIBC is not None else None,
             )
 
     @property
@@ -165,7 +166,9 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """A sweep that is killed outright must not leave trials behind that compete with those of the next one."""
     assert _LIBC is not None
     _LIBC.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before this was said, and nobody will tell
+        os.kill(os.getpid(), signal.SIGKILL)
