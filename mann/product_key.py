@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from mann.linear import Linear
 from mann.norm import rms_norm
+from mann.topk import top_ids
+from retrieval.rows import sum_rows
 
 Weights = Float[Tensor, "batch time heads k"]
 Rows = Int[Tensor, "batch time heads k"]
@@ -105,9 +107,11 @@ class ProductKeyMemory(nn.Module):
         halves = self.query(x).unflatten(-1, (self.n_heads, 2, -1)).flatten(0, 1)
         query = rms_norm(halves.flatten(-2)).view_as(halves)
         scores = torch.einsum("nhsd,hskd->nhsk", query.to(self.keys.dtype), self.keys)
-        best, at = scores.topk(self.k, -1)
+        at = top_ids(scores, self.k)
+        best = scores.gather(-1, at)
         sums = best[..., 0, self.first] + best[..., 1, self.second]
-        top, chosen = sums.topk(self.k, -1)
+        chosen = top_ids(sums, self.k)
+        top = sums.gather(-1, chosen)
         left, right = self.first[chosen], self.second[chosen]
         rows = at[..., 0, :].gather(-1, left) * self.n_keys + at[..., 1, :].gather(-1, right)
         shape = (*x.shape[:2], self.n_heads, self.k)
@@ -115,12 +119,6 @@ class ProductKeyMemory(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         weights, rows = self.look_up(x)
-        read = F.embedding_bag(
-            rows.flatten(2).flatten(0, 1),
-            self.table.weight,
-            mode="sum",
-            per_sample_weights=weights.flatten(2).flatten(0, 1).to(self.table.weight.dtype),
-            sparse=self.table.sparse,
-        )
-        read = read.view(*x.shape[:2], -1).to(x.dtype)
+        read = sum_rows(self.table.weight, rows.flatten(2), weights.flatten(2), sparse=self.table.sparse)
+        read = read.to(x.dtype)
         return self.out(read if self.gate is None else read * F.silu(self.gate(x)))

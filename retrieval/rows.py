@@ -42,6 +42,8 @@ def sum_rows(
     table: Float[Tensor, "vocab width"],
     rows: Int[Tensor, "*batch k"],
     weight: Float[Tensor, "*batch k"] | None = None,
+    *,
+    sparse: bool = False,
 ) -> Float[Tensor, "*batch width"]:
     r"""Weighted sums of rows, :math:`\sum_i w_{t,i} E[r_{t,i}]`, in the table's type.
 
@@ -51,12 +53,13 @@ def sum_rows(
         table: Its rows are added up.
         rows: Which ones, for each sum.
         weight: How much of each row; ``None``: one of each.
+        sparse: Whether the table's gradient holds the rows that were named and no others, each once and in order.
 
     Shapes:
         table: ``[vocab, width]``; rows and weight: ``[*batch, k]``; output: ``[*batch, width]``.
     """
     weight = None if weight is None else _flat(weight.to(table.dtype))
-    return _SumRows.apply(table, _flat(rows), weight).view(*rows.shape[:-1], table.shape[1])
+    return _SumRows.apply(table, _flat(rows), weight, sparse).view(*rows.shape[:-1], table.shape[1])
 
 
 class _MatchRows(torch.autograd.Function):
@@ -79,19 +82,23 @@ class _MatchRows(torch.autograd.Function):
 
 class _SumRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, table: Tensor, rows: Tensor, weight: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx, table: Tensor, rows: Tensor, weight: Tensor | None, sparse: bool
+    ) -> Tensor:
         ctx.save_for_backward(table, rows, weight)
+        ctx.spread = _spread_named if sparse else _spread
         return _sums(table, rows, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         table, rows, weight = ctx.saved_tensors
-        wanted, _, weighted = ctx.needs_input_grad
+        wanted, _, weighted, _ = ctx.needs_input_grad
         return (
-            _spread(table, rows, weight, grad) if wanted else None,
+            ctx.spread(table, rows, weight, grad) if wanted else None,
             None,
             _dots(table, rows, grad) if weighted else None,
+            None,
         )
 
 
@@ -123,6 +130,19 @@ def _sums(table: Tensor, rows: Tensor, weight: Tensor | None) -> Tensor:
 def _spread(table: Tensor, rows: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
     """Adds to each row of a table the vectors of those who named it, weighted."""
     return torch.ops.mnemograph.add_to_rows(x, rows, weight, len(table))
+
+
+def _spread_named(table: Tensor, rows: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    """The same, of the rows that were named alone: sums of sorted bags, which need no sorting afterwards."""
+    named, order = torch.sort(rows.flatten().to(torch.int32 if len(table) < 1 << 31 else torch.int64))
+    names, counts = torch.unique_consecutive(named, return_counts=True)
+    weight = None if weight is None else weight.flatten().index_select(0, order)
+    who = order.div_(rows.shape[1], rounding_mode="floor")
+    first = counts.cumsum(0) - counts
+    sums = F.embedding_bag(who, x, first, mode="sum", per_sample_weights=weight)
+    return torch.sparse_coo_tensor(
+        names[None].long(), sums, table.shape, check_invariants=False, is_coalesced=True
+    )
 
 
 # One operator, so that the bill is the same on every device, however its additions are put in order.

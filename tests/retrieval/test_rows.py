@@ -67,3 +67,20 @@ def test_putting_gradients_into_a_table_costs_a_product_and_a_sum_an_element(dev
         (match_rows(table, rows, query).sum() + sum_rows(table, rows, weight).sum()).backward()
     assert ledger.by_operator["mnemograph.add_to_rows"] == 2 * (2 * 5 * 3 * 8)
     assert ledger.matmul_flops == 2 * 5 * 3 * 8
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", [(2, 5, 3), (0, 5, 3), (2, 5, 0), (3,)])
+def test_a_sparse_gradient_holds_what_was_named_once_and_in_order(
+    shape: tuple[int, ...], weighted: bool
+) -> None:
+    _, weight, table, rows = _inputs(*shape)
+    given = (rows, weight) if weighted else (rows,)
+    sparse, dense = sum_rows(table, *given, sparse=True), sum_rows(table, *given)
+    assert torch.equal(sparse, dense)
+    upstream = torch.randn_like(dense)
+    (found,), (wanted,) = (torch.autograd.grad(y, table, upstream) for y in (sparse, dense))
+    assert found.is_sparse
+    assert found.is_coalesced()
+    assert found.indices()[0].tolist() == sorted(set(rows.flatten().tolist()))
+    torch.testing.assert_close(found.to_dense(), wanted)
