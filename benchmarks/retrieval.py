@@ -279,6 +279,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--small", action="store_true", help="a hundred thousand vectors only")
+    parser.add_argument("--only", choices=("exact", "lists"), help="one kind of search (default: both)")
     parser.add_argument("--growth", type=float, metavar="N", help="measure up to this many vectors instead")
     parser.add_argument("--plot", type=Path, help="where to draw growth")
     arguments = parser.parse_args()
@@ -288,12 +289,16 @@ def main() -> None:
         if arguments.growth:
             yield from growth(int(arguments.growth))
             return
-        yield from overhead()
+        if arguments.only != "lists":
+            yield from overhead()
         for n in sizes:
             for d in (64, 256):
-                yield from exact(n, d)
-                yield from lists(n, d, graphs=n <= 100_000)
-        yield from lists(100_000, 64, graphs=True, alike=False)
+                if arguments.only != "lists":
+                    yield from exact(n, d)
+                if arguments.only != "exact":
+                    yield from lists(n, d, graphs=n <= 100_000)
+        if arguments.only != "exact":
+            yield from lists(100_000, 64, graphs=True, alike=False)
 
     results = []
     with threads(1):
