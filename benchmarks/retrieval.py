@@ -1,6 +1,7 @@
 """Searching for stored vectors, beside raw FAISS, torch, hnswlib and usearch.
 
-    python -m benchmarks.retrieval --json docs/results/retrieval.json
+    python -m benchmarks.retrieval --only exact --json docs/results/exact.json
+    python -m benchmarks.retrieval --only lists --json docs/results/lists.json
 
 Exact search is compared at every size of a batch with FAISS's own flat index, its BLAS switch set as well as we know,
 and with a product of matrices and ``torch.topk`` over pieces of the store. Searches of inverted lists are compared
