@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["top_ids"]
+from retrieval.ordering import ID, words
 
-_LOW = np.int64(2**32 - 1)
+__all__ = ["top_ids"]
 
 
 def top_ids(scores: Float[Tensor, "*batch n"], k: int) -> Int[Tensor, "*batch k"]:
@@ -42,13 +42,11 @@ def top_ids(scores: Float[Tensor, "*batch n"], k: int) -> Int[Tensor, "*batch k"
 def _top_ids(scores: Tensor, k: int) -> Tensor:
     if scores.device.type != "cpu" or scores.dtype == torch.float64:
         return scores.topk(k).indices
-    bits = (scores.float() + 0.0).contiguous().numpy().view(np.int32)  # no zero is smaller than another
-    bits = bits ^ ((bits >> 31) & np.int32(2**31 - 1))  # in the order of the floats
-    packed = (~bits.astype(np.int64) << 32) | np.arange(scores.shape[-1])
+    packed = words(scores.float().numpy(), np.broadcast_to(np.arange(scores.shape[-1]), scores.shape))
     packed.partition(k - 1, axis=-1)
     best = packed[..., :k]
     best.sort(axis=-1)
-    return torch.from_numpy(best & _LOW)
+    return torch.from_numpy(best & ID)
 
 
 @_top_ids.register_fake
