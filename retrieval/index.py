@@ -20,7 +20,7 @@ from retrieval.kinds import core, refuse_unpriced, unwrap
 from retrieval.neighbors import Neighbors
 from retrieval.runtime import blas_threshold, counters_lock, faiss
 from retrieval.search import Searchable, check_queries, run_search
-from retrieval.searching import IndexSearch, SearchSettings
+from retrieval.searching import Search, SearchSettings, search_of
 from retrieval.snapshot import SnapshotError, open_snapshot, writing_snapshot
 from retrieval.work import Work, counted_search
 
@@ -69,7 +69,7 @@ class Index(Searchable):
         self.seconds = 0.0
         self._index: Any = None
         self._mapped = False
-        self._search: IndexSearch | None = None
+        self._search: Search | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("factory", "metric", "nprobe", "ef", "k_factor", "work", "seconds")
@@ -248,7 +248,7 @@ class Index(Searchable):
         with counters_lock:
             how = SearchSettings(self.metric, self.nprobe, self.ef, self.k_factor)
             asked = x if real is None else x[real]
-            self._search = self._search or IndexSearch(self._index)
+            self._search = self._search or search_of(self._index)
             scores, ids, work = self._search(asked, min(k, stored), how)
         if real is not None or k > stored:
             rows = slice(None) if real is None else real

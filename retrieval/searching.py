@@ -16,7 +16,7 @@ from retrieval.ordering import in_order
 from retrieval.runtime import faiss
 from retrieval.work import Visits, Work, counted_search, scan_work, search_work, transform_work
 
-__all__ = ["IndexSearch", "SearchSettings"]
+__all__ = ["Search", "SearchSettings", "search_of"]
 
 # Equally near entries looked at in codes, where many are, before any are taken.
 _TIES = 4096
@@ -35,27 +35,20 @@ class SearchSettings(NamedTuple):
     k_factor: int
 
 
-# Scores, larger for nearer entries, and ids in order, -1 where one is missing; and what it took.
 _Result = tuple[np.ndarray, np.ndarray, Work]
-_Search = Callable[[np.ndarray, int, SearchSettings], _Result]
+Search = Callable[[np.ndarray, int, SearchSettings], _Result]
 
 
-class IndexSearch:
-    """Searches of one FAISS index: what is in front of it, its lists, its codes, what is behind it.
+def search_of(index: Any) -> Search:
+    """How a FAISS index is searched: what is in front of it, its lists, its codes, what is behind it.
 
     Args:
         index: Trained, and no longer changed but by adding to it.
+
+    Returns:
+        Given queries, ``k`` and settings: scores, larger for nearer entries, and ids in order, -1 where one is missing;
+        and what it took.
     """
-
-    def __init__(self, index: Any) -> None:
-        self._search = _search_of(index)
-
-    def __call__(self, x: np.ndarray, k: int, how: SearchSettings) -> _Result:
-        """Scores, larger for nearer entries, and ids in order, -1 where one is missing; and what it took."""
-        return self._search(x, k, how)
-
-
-def _search_of(index: Any) -> _Search:
     index = unwrap(index)
     if isinstance(index, FLAT):
         flat = FlatSearch(index)
@@ -75,7 +68,7 @@ class _Transformed:
     def __init__(self, index: Any) -> None:
         self._steps = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
         self._work = transform_work(index)
-        self._behind = _search_of(index.index)
+        self._behind = search_of(index.index)
 
     def __call__(self, x: np.ndarray, k: int, how: SearchSettings) -> _Result:
         for step in self._steps:
@@ -198,7 +191,7 @@ class _Refined:
 
     def __init__(self, index: Any) -> None:
         self._index = index
-        self._base = _search_of(index.base_index)
+        self._base = search_of(index.base_index)
         self._store = unwrap(index.refine_index)
 
     def __call__(self, x: np.ndarray, k: int, how: SearchSettings) -> _Result:
