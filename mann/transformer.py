@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mann.attention import CausalAttention
 from mann.context import Context
 from mann.feedforward import ReluSquared
 from mann.memory.base import Memory
+from mann.mixer import CausalAttention
 from mann.norm import rms_norm
 from mann.readout import Readout, SoftmaxReadout
 from retrieval import Neighbors

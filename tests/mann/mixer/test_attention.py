@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from mann import CausalAttention, Context
-from mann.attention import causal_attention
+from mann.mixer.attention import causal_attention
 from tests.contracts import opened
 from tests.mann.inputs import assert_same, context, labels, randn, runs
 from tests.mann.test_rotary import naive_queries_keys

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mann.context import Context
 from mann.readers import ScoreFeatures
-from mann.readout import IGNORE, Readout, SoftmaxReadout
+from mann.readout.base import IGNORE, Readout, SoftmaxReadout
 from retrieval import Source
 from retrieval.rows import match_rows
 
