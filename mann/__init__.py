@@ -7,6 +7,7 @@ from mann.mixer import CausalAttention
 from mann.module import LanguageModule
 from mann.readers import AttentionReader, Reader
 from mann.readout import PointerReadout, Readout, SoftmaxReadout
+from mann.state import State, Streaming
 from mann.transformer import Block, Transformer
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "Readout",
     "ReluSquared",
     "SoftmaxReadout",
+    "State",
+    "Streaming",
     "SwiGLU",
     "Transformer",
 ]

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mann.rotary import rotary_tables
+from mann.state import State
 from retrieval import Neighbors, Source
 
 
@@ -23,6 +24,8 @@ class Context:
             of label. ``None`` says that every row is one document.
         neighbors: Neighbours found beforehand for each position; ``None`` lets an
             :class:`~mann.ExternalMemory` search its own source.
+        state: What streaming slots left at the end of the segment before, and leave at the end of this one; a
+            context takes note of its segment in it. ``None``: every row begins anew.
 
     Shapes:
         tokens and documents: ``[batch, time]``; neighbors: ``[batch, time, k]``.
@@ -31,6 +34,7 @@ class Context:
     tokens: Int[Tensor, "batch time"]
     documents: Int[Tensor, "batch time"] | None = None
     neighbors: Neighbors | None = None
+    state: State | None = None
     _found: dict[tuple[int, int], Neighbors] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -40,7 +44,7 @@ class Context:
     _masks: dict[tuple[int, torch.dtype], list[Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    _rotations: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
+    _rotations: dict[tuple[int, float, torch.dtype, int], tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -54,6 +58,8 @@ class Context:
                 f"documents {tuple(self.documents.shape)} must have the shape of tokens "
                 f"{tuple(self.tokens.shape)}: one document label per token"
             )
+        if self.state is not None:
+            self.state.begin(len(self.tokens), self.documents)
         if self.documents is not None:
             # Numbered anew, so that a label that returns further on is another document.
             change = self.documents[:, 1:] != self.documents[:, :-1]
@@ -116,11 +122,20 @@ class Context:
             self._masks[key] = masks
         return self._masks[key]
 
-    def rotations(self, d_head: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The :func:`~mann.rotary.rotary_tables` of all positions, shared by all layers of one forward pass."""
-        key = (d_head, base, dtype)
+    def rotations(
+        self, d_head: int, base: float, dtype: torch.dtype, earlier: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The :func:`~mann.rotary.rotary_tables` of all positions, shared by all layers of one forward pass.
+
+        Args:
+            d_head: Width of a head.
+            base: Base of the frequencies.
+            dtype: Of the tables.
+            earlier: Positions before the first of this segment, which the tables begin with.
+        """
+        key = (d_head, base, dtype, earlier)
         if key not in self._rotations:
             self._rotations[key] = rotary_tables(
-                self.tokens.shape[1], d_head, base, self.tokens.device, dtype
+                earlier + self.tokens.shape[1], d_head, base, self.tokens.device, dtype
             )
         return self._rotations[key]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mann.optim import RoleOptimizer, linear_schedule
+from mann.state import State
 from mann.transformer import Transformer
 
 # Good for width 64 and about a million tokens; experiments/studies/tuned.json has what tuning found elsewhere.
@@ -28,6 +29,8 @@ class LanguageModule(L.LightningModule):
         weight_decay: Decoupled decay of matrices.
         warmup: Share of the steps for the warm-up.
         decay: Share of the steps for the decay.
+        carry: Streaming slots go on in each batch where the batch before ended, row by row: for data in which it
+            does (truncated backpropagation through time). What they hold is in the checkpoint.
 
     Shapes:
         tokens, targets, documents: ``[batch, time]``; loss: scalar, nats per scored token.
@@ -44,6 +47,7 @@ class LanguageModule(L.LightningModule):
         weight_decay: float = 0.0,
         warmup: float = 0.03,
         decay: float = 0.6,
+        carry: bool = False,
     ) -> None:
         super().__init__()
         if total_steps < 1:
@@ -54,6 +58,7 @@ class LanguageModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.decay = decay
+        self.state = State() if carry else None
         self._losses: list[Tensor] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -66,13 +71,20 @@ class LanguageModule(L.LightningModule):
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Mean negative log-probability of the scored targets, in nats."""
+        return self._mean(batch, None)
+
+    def _mean(self, batch: dict[str, Any], state: State | None) -> Tensor:
         nll = self.network.loss(
-            batch["tokens"], batch["targets"], batch.get("documents"), batch.get("neighbors")
+            batch["tokens"], batch["targets"], batch.get("documents"), batch.get("neighbors"), state
         )
         return nll.sum() / (batch["targets"] >= 0).sum().clamp(min=1)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        loss = self(batch)
+        if self.state is None:
+            loss = self(batch)
+        else:
+            self.state.detach()
+            loss = self._mean(batch, self.state)
         # Kept as tensors and read every hundred steps: reading a number every step would stall a GPU.
         self._losses.append(loss.detach())
         if len(self._losses) == 100 or self.global_step + 1 == self.total_steps:
@@ -85,6 +97,33 @@ class LanguageModule(L.LightningModule):
                 )
             self.log("train/nats_per_token", mean, batch_size=1)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Data begin anew, and so do streaming slots."""
+        if self.state is not None:
+            self.state.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what streaming slots hold, of every process its own."""
+        if self.state is None:
+            return
+        states: list[Any] = [self.state.state_dict()]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states *= torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, states[0])
+        checkpoint["streaming_states"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        if self.state is None:
+            return
+        states, rank = checkpoint.get("streaming_states", []), self.global_rank
+        if rank >= len(states):
+            raise ValueError(
+                f"the checkpoint holds the streaming state of {len(states)} processes, this is process {rank}: go on "
+                "with as many as wrote it"
+            )
+        self.state.load_state_dict(states[rank])
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = RoleOptimizer(self.network, self.rates, weight_decay=self.weight_decay)

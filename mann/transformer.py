@@ -13,6 +13,7 @@ from mann.memory.base import Memory
 from mann.mixer import CausalAttention
 from mann.norm import rms_norm
 from mann.readout import Readout, SoftmaxReadout
+from mann.state import State, Streaming
 from retrieval import Neighbors
 
 
@@ -96,6 +97,9 @@ class Transformer(nn.Module):
         self.readout = readout(d_model, vocab_size)
         # Built last, so that every arm of one seed draws the same initial backbone.
         self.memory = nn.ModuleDict({str(layer): build(d_model) for layer, build in sorted(memory.items())})
+        for name, module in self.named_modules():
+            if isinstance(module, Streaming):
+                module.state_key = name
 
     def hidden(self, context: Context) -> Float[Tensor, "batch time width"]:
         """The normalised state that the readout sees."""
@@ -114,8 +118,9 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "batch time"],
         documents: Int[Tensor, "batch time"] | None = None,
         neighbors: Neighbors | None = None,
+        state: State | None = None,
     ) -> Float[Tensor, "batch time vocab"]:
-        context = Context(tokens, documents, neighbors)
+        context = Context(tokens, documents, neighbors, state)
         return self.readout(self.hidden(context), context)
 
     def loss(
@@ -124,7 +129,8 @@ class Transformer(nn.Module):
         targets: Int[Tensor, "batch time"],
         documents: Int[Tensor, "batch time"] | None = None,
         neighbors: Neighbors | None = None,
+        state: State | None = None,
     ) -> Float[Tensor, "batch time"]:
         """Negative log-probability of each target in nats; 0 where the target is -100."""
-        context = Context(tokens, documents, neighbors)
+        context = Context(tokens, documents, neighbors, state)
         return self.readout(self.hidden(context), context, targets)

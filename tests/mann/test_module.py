@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from mann import LanguageModule, NGramMemory, Transformer
-from tests.contracts import VOCAB, batch
+from tests.contracts import VOCAB, batch, opened
+from tests.mann.test_state import Total
 
 STEPS = 20
 
@@ -79,6 +80,37 @@ def test_resuming_equals_not_stopping_bit_for_bit(tmp_path):
     assert rest == losses[STEPS // 2 :]
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_carried_states_go_on_and_are_in_the_checkpoint(tmp_path):
+    def streaming(seed: int = 0, **settings):
+        torch.manual_seed(seed)
+        return LanguageModule(opened(Transformer(VOCAB, 16, 1, 2, memory={1: Total})), STEPS, **settings)
+
+    # Every row of a batch goes on with the document that the row had in the batch before.
+    data = [{**lesson(seed), "documents": torch.zeros(2, 80, dtype=torch.long)} for seed in range(4)]
+    whole = streaming(carry=True)
+    losses = [whole.training_step(each, 0) for each in data]
+    alone = streaming()
+    assert alone.training_step(data[0], 0) == losses[0]
+    assert alone.training_step(data[1], 0) != losses[1]
+    losses[1].backward()  # ends at the beginning of its own batch
+
+    stopped, checkpoint = streaming(carry=True), {}
+    for each in data[:2]:
+        stopped.training_step(each, 0)
+    stopped.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "half.ckpt")
+    resumed = streaming(carry=True)
+    resumed.on_load_checkpoint(torch.load(tmp_path / "half.ckpt", weights_only=True))
+    assert [resumed.training_step(each, 0) for each in data[2:]] == losses[2:]
+    resumed.on_train_epoch_end()
+    assert resumed.training_step(data[0], 0) == losses[0]
+    with pytest.raises(ValueError, match="streaming state of 0 processes"):
+        resumed.on_load_checkpoint({})
+    fit(streaming(carry=True), tmp_path, save=True)
+    rest, _ = fit(streaming(1, carry=True), tmp_path, resume=str(tmp_path / f"step={STEPS // 2}.ckpt"))
+    assert rest == fit(streaming(carry=True), tmp_path)[0][STEPS // 2 :]
 
 
 def test_training_in_bfloat16_is_near(tmp_path):
