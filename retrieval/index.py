@@ -29,7 +29,7 @@ __all__ = ["Index", "checked_vectors"]
 _KIND, _VERSION, _FILE = "index", 1, "index.faiss"
 
 
-class Index(Searchable):
+class Index(SearchSettings, Searchable):
     r"""Vectors in a FAISS index, named by a FAISS factory string.
 
     `The Faiss library <https://arxiv.org/abs/2401.08281>`_. Scores are larger for nearer entries: the inner product, or
@@ -164,9 +164,9 @@ class Index(Searchable):
             ValueError: If queries are no floating-point vectors of the dimension that is stored, or ``k < 1``.
         """
         check_queries(queries, k)
-        for name in ("nprobe", "ef", "k_factor"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.nprobe < 1 or self.ef < 1 or self.k_factor < 1:
+            names = [name for name in ("nprobe", "ef", "k_factor") if getattr(self, name) < 1]
+            raise ValueError(f"{names[0]} must be 1 or more, got {getattr(self, names[0])}")
         if self._index is not None and queries.shape[-1] != self._index.d:
             raise ValueError(f"queries of {queries.shape[-1]} dimensions, the index stores {self._index.d}")
         return run_search(self, [queries], k)
@@ -239,17 +239,18 @@ class Index(Searchable):
         """The search behind the operator; call :meth:`search`."""
         (queries,) = inputs
         batch, flat = queries.shape[:-1], queries.ndim == 2
-        x = (queries if flat else queries.reshape(-1, queries.shape[-1])).float().contiguous().numpy()
+        if queries.dtype != torch.float32:
+            queries = queries.float()
+        x = np.ascontiguousarray((queries if flat else queries.reshape(-1, queries.shape[-1])).numpy())
         stored = len(self)
         if not stored or not len(x):
             return Neighbors.none(*batch, k)
         # A product of all with themselves tells in one pass that all is well; if it does not, which rows it is.
         real = None if math.isfinite(np.vdot(x, x)) else np.isfinite(x).all(1)
         with counters_lock:
-            how = SearchSettings(self.metric, self.nprobe, self.ef, self.k_factor)
             asked = x if real is None else x[real]
             self._search = self._search or search_of(self._index)
-            scores, ids, work = self._search(asked, min(k, stored), how)
+            scores, ids, work = self._search(asked, min(k, stored), self)
         if real is not None or k > stored:
             rows = slice(None) if real is None else real
             few = scores, ids
@@ -258,9 +259,7 @@ class Index(Searchable):
         mask = ids >= 0
         if np.count_nonzero(mask) < mask.size:
             scores[~mask], ids[~mask] = 0, 0
-        found = Neighbors(
-            torch.from_numpy(scores), torch.from_numpy(ids), torch.from_numpy(mask), **work.counts
-        )
+        found = Neighbors.known(torch.from_numpy(scores), torch.from_numpy(ids), torch.from_numpy(mask), work)
         return found if flat else found.view(*batch, k)
 
     def _made(self, d: int) -> Any:

@@ -32,7 +32,7 @@ class Searchable(Enrolled):
 
 
 class _LastCall(threading.local):
-    """The store and the work of a thread's last search: who counts asks in that thread, right after it."""
+    """The store and the work of a thread's last call of the operator: who counts asks in that thread, after it."""
 
     store = -1
     work: dict[str, int] | None = None
@@ -68,15 +68,14 @@ def run_search(store: Searchable, inputs: Sequence[Tensor], k: int) -> Neighbors
     Where nobody looks on and tensors are plain ones on the CPU, the operator would change nothing, and dispatching it
     takes longer than a search of a small store: then it is not called.
     """
-    number = enroll(store)
     if torch.compiler.is_compiling():  # what a search has cost is known to no compiler
-        return Neighbors(*torch.ops.mnemograph.search([x.detach() for x in inputs], number, k))
+        return Neighbors(*torch.ops.mnemograph.search([x.detach() for x in inputs], enroll(store), k))
     if not _watched() and all(type(x) is Tensor and x.is_cpu for x in inputs):
         found = store.neighbors([x.detach() if x.requires_grad else x for x in inputs], k)
-        _count(number, found)
+        _count(found)
         return found
     _last.work = None
-    scores, ids, mask = torch.ops.mnemograph.search([x.detach() for x in inputs], number, k)
+    scores, ids, mask = torch.ops.mnemograph.search([x.detach() for x in inputs], enroll(store), k)
     # Without data nothing was searched, and there is no work.
     return Neighbors(scores, ids, mask, **(_last.work or {}))
 
@@ -99,17 +98,18 @@ def _watched() -> bool:
 )
 def _search(inputs: Sequence[Tensor], store: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
     found = enrolled(store).neighbors([x.cpu() for x in inputs], k)
-    _count(store, found)
+    _last.store, _last.work = store, found.work
+    _count(found)
     device = inputs[0].device
     return found.scores.to(device), found.ids.to(device), found.mask.to(device)
 
 
-def _count(store: int, found: Neighbors) -> None:
-    _last.store, _last.work = store, found.work
+def _count(found: Neighbors) -> None:
+    written = found.bytes_written
     with _adding:
         _all_work[0] += found.flops
-        _all_work[1] += found.bytes - found.bytes_written
-        _all_work[2] += found.bytes_written
+        _all_work[1] += found.bytes - written
+        _all_work[2] += written
         _all_work[3] += found.bytes_random
 
 

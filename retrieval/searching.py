@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +26,8 @@ _TIES = 4096
 _MORE, _MORE_OF_PRODUCTS, _MORE_LISTS = 4, 16, 4
 
 
-class SearchSettings(NamedTuple):
-    """What a search follows; see :class:`retrieval.Index`."""
+class SearchSettings:
+    """What a search follows: of :class:`retrieval.Index`, which is one."""
 
     metric: Metric
     nprobe: int
