@@ -2,6 +2,7 @@
 
 from experiments.data.code import CodeCorpus
 from experiments.data.corpus import Corpus, CorpusError, Split
+from experiments.data.recall import RecallCorpus
 from experiments.data.text import TextCorpus
 from experiments.data.windows import Windows, evaluation_rows, training_order
 
@@ -9,6 +10,7 @@ __all__ = [
     "CodeCorpus",
     "Corpus",
     "CorpusError",
+    "RecallCorpus",
     "Split",
     "TextCorpus",
     "Windows",

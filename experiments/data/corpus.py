@@ -29,11 +29,13 @@ class Split:
         name: ``"train"``, ``"valid"``, ``"test"`` or ``"heldout"``.
         tokens: the stream, as a rule memory-mapped.
         offsets: document `j` is ``tokens[offsets[j]:offsets[j + 1]]``.
+        answers: what each position is asked, -100 for nothing, where that is not the next token; ``None``: it is.
     """
 
     name: str
     tokens: UInt16[np.ndarray, " token"]
     offsets: Int[np.ndarray, " document_plus_one"]
+    answers: Int[np.ndarray, " token"] | None = None
 
     def __len__(self) -> int:
         """The number of tokens, markers included."""

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from experiments.data.corpus import Corpus, CorpusError
+from experiments.data.recall import RecallCorpus
 from experiments.data.windows import Windows, evaluation_rows, training_order
 from retrieval.neighbors import Neighbors
 
@@ -228,3 +229,17 @@ class WindowData(lightning.LightningDataModule):
             return None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return progress.processed
+
+
+class RecallData(WindowData):
+    """:class:`RecallCorpus` as batches for Lightning; windows hold whole examples, shorter ones several.
+
+    Args:
+        corpus: By default one of 8,192 tokens, with 4 to 64 pairs.
+        batch_size: Windows in a batch.
+        settings: As for :class:`WindowData`.
+    """
+
+    def __init__(self, corpus: RecallCorpus | None = None, batch_size: int = 16, **settings: Any) -> None:
+        corpus = corpus or RecallCorpus()
+        super().__init__(corpus.load(), corpus.longest + 1, batch_size, **settings)

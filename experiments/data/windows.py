@@ -60,13 +60,17 @@ class Windows:
             index: which windows, in any order.
 
         Shapes:
-            ``tokens``, ``targets`` (-100 where the next token begins a document), ``documents`` (place of the
-            document in the split) and ``positions`` (place in the stream), all int64 ``[n, length]``.
+            ``tokens``, ``targets`` (-100 where the next token begins a document, or nothing is asked), ``documents``
+            (place of the document in the split) and ``positions`` (place in the stream), all int64 ``[n, length]``.
         """
         chosen = self._checked(index)
         rows = torch.from_numpy(self._rows[chosen].astype(np.int64))
         tokens = rows[:, :-1].contiguous()
         targets = rows[:, 1:]
+        targets = targets.masked_fill(targets == 0, IGNORED)
+        if self.split.answers is not None:
+            places = chosen[:, None] * self.length + np.arange(self.length)
+            targets = torch.from_numpy(self.split.answers[places].astype(np.int64))
         # The first column says which document the window begins in; each later marker begins the next one.
         begins = tokens == 0
         begins[:, 0] = False
@@ -74,7 +78,7 @@ class Windows:
         starts = torch.from_numpy(chosen * self.length)
         return {
             "tokens": tokens,
-            "targets": targets.masked_fill(targets == 0, IGNORED),
+            "targets": targets,
             "documents": documents,
             "positions": starts[:, None] + torch.arange(self.length),
         }
