@@ -98,6 +98,19 @@ class LanguageModule(L.LightningModule):
             self.log("train/nats_per_token", mean, batch_size=1)
         return loss
 
+    def on_train_end(self) -> None:
+        """Tables that catch up later do so now: whoever uses the weights next has no optimiser."""
+        self._settle()
+
+    def on_validation_start(self) -> None:
+        """As at the end."""
+        self._settle()
+
+    def _settle(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            if isinstance(optimizer, RoleOptimizer):
+                optimizer.settle()
+
     def on_train_epoch_end(self) -> None:
         """Data begin anew, and so do streaming slots."""
         if self.state is not None:

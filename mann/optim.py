@@ -7,9 +7,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer, SparseAdam
+from torch.optim import AdamW, Optimizer
+
+from mann.host_table import HostTable
+from mann.table_optim import CatchUpAdam, RowAdam, RowScalarAdam, clip_factor
+
+__all__ = [
+    "ROLES",
+    "TABLE_MODES",
+    "Muon",
+    "RoleOptimizer",
+    "RowAdam",
+    "linear_schedule",
+    "orthogonalize",
+    "parameter_roles",
+]
 
 ROLES = ("matrix", "embedding", "head", "scalar", "table")
+# How a table is trained; "dense" is AdamW on all of it.
+TABLE_MODES = {"lazy": RowAdam, "catch_up": CatchUpAdam, "row_scalar": RowScalarAdam, "dense": AdamW}
 
 
 def parameter_roles(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -143,76 +159,28 @@ def orthogonalize(x: Tensor, steps: int = 3) -> Tensor:
     return x.float()
 
 
-class RowAdam(SparseAdam):
-    r"""Adam on the rows of a table that have a gradient; the others rest, and so do their moments.
-
-    .. math::
-        m_i \leftarrow \beta_1 m_i + (1 - \beta_1) g_i, \qquad
-        v_i \leftarrow \beta_2 v_i + (1 - \beta_2) g_i^2, \qquad
-        w_i \leftarrow w_i - \eta \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \, \frac{m_i}{\sqrt{v_i} + \epsilon}
-
-    for the rows :math:`i` of this step. Equal to :class:`torch.optim.SparseAdam`, whose sums of sparse and dense
-    matrices take four times as long on CPUs.
-
-    Args:
-        params: Tables with row-sparse gradients.
-        lr: Step size.
-        betas: :math:`\beta_1` and :math:`\beta_2`.
-        eps: :math:`\epsilon`.
-
-    Raises:
-        ValueError: If a gradient is not sparse by rows.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        loss = _loss(closure)
-        for group in self.param_groups:
-            for table in group["params"]:
-                if table.grad is None:
-                    continue
-                if not table.grad.is_sparse or table.grad.sparse_dim() != 1:
-                    raise ValueError(
-                        "a table whose gradient is not sparse by rows: make it nn.Embedding(..., sparse=True), or "
-                        "take AdamW for it"
-                    )
-                self._update(table, table.grad.coalesce(), group)
-        return loss
-
-    def _update(self, table: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[table]
-        if not state:
-            state |= {"step": 0, "exp_avg": torch.zeros_like(table), "exp_avg_sq": torch.zeros_like(table)}
-        state["step"] += 1
-        rows, values = grad.indices()[0], grad.values()
-        if group["maximize"]:
-            values = -values
-        beta1, beta2 = group["betas"]
-        mean = state["exp_avg"].index_select(0, rows).lerp_(values, 1 - beta1)
-        square = (
-            state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
-        )
-        state["exp_avg"].index_copy_(0, rows, mean)
-        state["exp_avg_sq"].index_copy_(0, rows, square)
-        rate = group["lr"] * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
-        moved = table.index_select(0, rows).addcdiv_(mean, square.sqrt_().add_(group["eps"]), value=-rate)
-        table.index_copy_(0, rows, moved)
-
-
 class RoleOptimizer(Optimizer):
     r"""One optimiser made of one per role, so that Lightning and schedulers see a single one.
 
-    Matrices go to :class:`Muon`, row-sparse tables to :class:`RowAdam` (a step costs the rows it touches),
-    everything else to :class:`torch.optim.AdamW`.
+    Matrices go to :class:`Muon`, memory tables to :class:`RowAdam` (a step costs the rows it touches), everything
+    else to :class:`torch.optim.AdamW`. Attributes of a parameter change that:
+
+    - ``rate_multiplier``: times the rate of its role;
+    - ``decay = False``: a matrix without weight decay; nothing else has any;
+    - ``table_mode`` of a table: ``"lazy"`` (:class:`RowAdam`), ``"row_scalar"``
+      (:class:`~mann.table_optim.RowScalarAdam`), ``"dense"`` (:class:`torch.optim.AdamW` on the whole table) or
+      ``"catch_up"``, which gives what ``"dense"`` gives (:class:`~mann.table_optim.CatchUpAdam`): rows catch up before
+      an ``nn.Embedding`` or a :class:`~mann.host_table.HostTable` reads them, the rest when :meth:`settle` is called;
+    - ``clip_norm`` of a table: the largest norm of its gradient.
 
     Args:
         model: Its trainable parameters are sorted by :func:`parameter_roles`.
         rates: Step size per role; roles the model lacks are ignored.
-        betas: Moment decays of AdamW and :class:`RowAdam`.
+        betas: Moment decays of AdamW and of tables.
         weight_decay: Decoupled decay of matrices.
 
     Raises:
-        ValueError: If a role of the model has no rate.
+        ValueError: If a role of the model has no rate, or an attribute says what does not exist.
     """
 
     def __init__(
@@ -226,18 +194,30 @@ class RoleOptimizer(Optimizer):
         missing = sorted(set(roles) - set(rates))
         if missing:
             raise ValueError(f"no rate for {', '.join(missing)}: add them to rates={rates}")
+        tables = roles.pop("table", [])
+        if any(hasattr(parameter, "clip_norm") for params in roles.values() for parameter in params):
+            raise ValueError(
+                "a parameter that is no table has an attribute clip_norm: tables alone are clipped"
+            )
         self.parts: list[Optimizer] = []
         if "matrix" in roles:
-            self.parts.append(Muon(roles["matrix"], lr=rates["matrix"], weight_decay=weight_decay))
+            groups = _groups(roles["matrix"], rates["matrix"], weight_decay)
+            self.parts.append(Muon(groups, lr=rates["matrix"], weight_decay=weight_decay))
         dense = [
-            {"params": roles[role], "lr": rates[role]}
+            group
             for role in ("embedding", "head", "scalar")
-            if role in roles
+            for group in _groups(roles.get(role, []), rates[role] if role in roles else 0.0)
         ]
         if dense:
             self.parts.append(AdamW(dense, betas=betas, eps=1e-10, weight_decay=0.0, fused=True))
-        if "table" in roles:
-            self.parts.append(RowAdam(roles["table"], lr=rates["table"], betas=betas, eps=1e-10))
+        self._whole: list[nn.Parameter] = []
+        for mode, params in _by_mode(tables).items():
+            more: dict[str, Any] = {"weight_decay": 0.0, "fused": True} if mode == "dense" else {}
+            groups = _groups(params, rates["table"])
+            self.parts.append(TABLE_MODES[mode](groups, betas=betas, eps=1e-10, **more))
+            if mode == "dense":
+                self._whole = params
+        _follow(model, self.parts)
         groups = [group for part in self.parts for group in part.param_groups]
         super().__init__(groups, {})
         # The base class copies the groups; sharing the parts' own lets schedulers reach them.
@@ -246,9 +226,20 @@ class RoleOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = _loss(closure)
+        for table in self._whole:
+            if table.grad is not None:
+                table.grad = table.grad.to_dense() if table.grad.is_sparse else table.grad
+                if (most := getattr(table, "clip_norm", None)) is not None:
+                    table.grad.mul_(clip_factor(table.grad, most))
         for part in self.parts:
             part.step()
         return loss
+
+    def settle(self) -> None:
+        """Bring tables that catch up later to where they should be, before they are used without their optimiser."""
+        for part in self.parts:
+            if isinstance(part, CatchUpAdam):
+                part.settle()
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """The parts' states, in order."""
@@ -264,6 +255,41 @@ class RoleOptimizer(Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def _groups(
+    params: list[nn.Parameter], rate: float, weight_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Parameters of one role by what their attributes ask for."""
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for parameter in params:
+        multiplier = getattr(parameter, "rate_multiplier", 1.0)
+        wanted: dict[str, Any] = {"lr": rate * multiplier}
+        if weight_decay is not None:
+            wanted["weight_decay"] = weight_decay if getattr(parameter, "decay", True) else 0.0
+        if (most := getattr(parameter, "clip_norm", None)) is not None:
+            wanted["clip_norm"] = most
+        groups.setdefault(tuple(wanted.values()), {"params": [], **wanted})["params"].append(parameter)
+    return list(groups.values())
+
+
+def _by_mode(tables: list[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+    modes: dict[str, list[nn.Parameter]] = {}
+    for table in tables:
+        mode = getattr(table, "table_mode", "lazy")
+        if mode not in TABLE_MODES:
+            raise ValueError(f"a table has table_mode {mode!r}: use one of {', '.join(TABLE_MODES)}")
+        modes.setdefault(mode, []).append(table)
+    return modes
+
+
+def _follow(model: nn.Module, parts: list[Optimizer]) -> None:
+    for part in parts:
+        if isinstance(part, CatchUpAdam):
+            own = {id(table) for group in part.param_groups for table in group["params"]}
+            for module in model.modules():
+                if isinstance(module, (nn.Embedding, HostTable)) and id(module.weight) in own:
+                    part.follow(module)
 
 
 def linear_schedule(step: int, total_steps: int, warmup: float = 0.03, decay: float = 0.6) -> float:

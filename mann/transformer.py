@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 
 from jaxtyping import Float, Int
@@ -25,7 +26,8 @@ class Block(nn.Module):
     Args:
         d_model: Width of the residual stream.
         mixer: How positions exchange.
-        feedforward: What each position computes alone.
+        feedforward: What each position computes alone; called as ``feedforward(x, context)`` where it takes a context,
+            as ``feedforward(x)`` where it does not.
 
     Shapes:
         input and output: ``[batch, time, width]``.
@@ -36,11 +38,14 @@ class Block(nn.Module):
         self.d_model = d_model
         self.mixer = mixer
         self.feedforward = feedforward
+        self._asks = "context" in inspect.signature(feedforward.forward).parameters
 
     def forward(
         self, x: Float[Tensor, "batch time width"], context: Context
     ) -> Float[Tensor, "batch time width"]:
         x = x + self.mixer(rms_norm(x), context)
+        if self._asks:
+            return x + self.feedforward(rms_norm(x), context)
         return x + self.feedforward(rms_norm(x))
 
 
@@ -53,7 +58,8 @@ class Transformer(nn.Module):
         n_layers: Number of blocks.
         n_heads: Attention heads; the default gives heads of width 32.
         mixer: ``mixer(d_model, n_heads)``, called as ``mixer(x, context)``.
-        feedforward: ``feedforward(d_model)``, called as ``feedforward(x)``.
+        feedforward: ``feedforward(d_model)``, called as ``feedforward(x)``, or as ``feedforward(x, context)`` if it
+            takes a context.
         memory: Layer number -> ``memory(d_model)``; its update is added *before* that block, and the key
             ``n_layers`` stands for "before the readout".
         readout: ``readout(d_model, vocab_size)``.

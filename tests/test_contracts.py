@@ -9,21 +9,22 @@ import pytest
 import torch
 from torch import nn
 
-from mann import CausalAttention, Context, Memory, NGramMemory, Readout
+from mann import CausalAttention, Context, Memory, NGramMemory, Readout, SoftmaxReadout
 from tests.contracts import (
     ALWAYS,
     CONTRACTS,
     NEIGHBORS,
     SOURCE,
+    VOCAB,
     Slot,
     assert_memory,
     assert_mixer,
 )
 
 # What constructors may ask for by name: what they need, and sizes small enough to be quick.
-ARGUMENTS = {"source": SOURCE, "k": NEIGHBORS, "n_rows": 64}
+ARGUMENTS = {"source": SOURCE, "k": NEIGHBORS, "n_rows": 64, "vocab_size": VOCAB}
 # Exported modules that fill no slot.
-NO_SLOT = {"Block", "LanguageModule", "NodeEncoder", "NodeModule", "Transformer"}
+NO_SLOT = {"Block", "HostTable", "LanguageModule", "NodeEncoder", "NodeModule", "Transformer"}
 
 
 def exported_modules() -> dict[str, type[nn.Module]]:
@@ -50,12 +51,14 @@ def slot_of(cls: type[nn.Module]) -> Slot | None:
         kind = "reader"
     elif called == ["x", "context"] and built[:2] == ["d_model", "n_heads"]:
         kind = "mixer"
-    elif called == ["x"] and built[:1] == ["d_model"]:
+    elif called in (["x"], ["x", "context"]) and built[:1] == ["d_model"]:
         kind = "feedforward"
     else:
         return None
-    # A reader sets its own number of neighbours apart from the source's, and its default must do.
-    given = {name: value for name, value in ARGUMENTS.items() if name in built and kind != "reader"}
+    # The model gives the first by place. A reader sets its own number of neighbours apart from the source's, and its
+    # default must do.
+    asked = [] if kind == "reader" else built[2 if kind in ("mixer", "readout") else 1 :]
+    given = {name: value for name, value in ARGUMENTS.items() if name in asked}
     return Slot(kind, partial(cls, **given))
 
 
@@ -71,6 +74,28 @@ CASES = [
 @pytest.mark.parametrize(("slot", "contract"), CASES)
 def test_contract(slot: Slot, contract: Callable[[Slot], None]):
     contract(slot)
+
+
+class Asking(nn.Module):
+    def __init__(self, d_model: int, vocab_size: int, k: int = 2) -> None:
+        super().__init__()
+
+    def forward(self, x, context):
+        return x
+
+
+def test_a_slot_is_told_from_how_a_class_is_built_and_called():
+    asking = slot_of(Asking)
+    assert asking is not None
+    assert asking.kind == "feedforward"
+    assert isinstance(asking.build, partial)
+    assert asking.build.keywords == {"vocab_size": VOCAB, "k": NEIGHBORS}
+    mixer, readout = slot_of(CausalAttention), slot_of(SoftmaxReadout)
+    assert mixer is not None
+    assert readout is not None
+    assert (mixer.kind, readout.kind) == ("mixer", "readout")
+    assert isinstance(readout.build, partial)
+    assert "vocab_size" not in readout.build.keywords
 
 
 def test_every_export_is_enrolled():

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mann.cross_entropy import linear_cross_entropy
+from mann.cross_entropy import linear_cross_entropy, linear_cross_entropy_and_total
 from tests.mann.inputs import assert_same, randn
 
 
@@ -61,3 +61,34 @@ def test_float16_holds_the_error_of_a_uniform_distribution():
     (grad,) = torch.autograd.grad(nll.sum(), weight)
     torch.testing.assert_close(grad[0], torch.full((4,), -1.0), rtol=1e-3, atol=1e-3)
     assert (grad[2:] > 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 128, 129])
+def test_with_it_comes_the_log_of_the_sum(rows):
+    x, weight = randn(rows, 5), randn(11, 5, seed=1)
+    targets = torch.randint(0, 11, (rows,), generator=torch.Generator().manual_seed(2))
+    assert_same(
+        lambda x, weight: linear_cross_entropy_and_total(x, weight, targets),
+        lambda x, weight: (
+            F.cross_entropy(x @ weight.T, targets, reduction="none"),
+            (x @ weight.T).logsumexp(-1),
+        ),
+        x,
+        weight,
+    )
+
+
+def test_the_log_of_the_sum_is_near_under_bfloat16_autocast():
+    x = randn(200, 64, dtype=torch.float32)
+    weight = (0.1 * randn(500, 64, seed=1, dtype=torch.float32)).detach().requires_grad_()
+    targets = torch.arange(200)
+    with torch.autocast("cpu", torch.bfloat16):
+        nll, total = linear_cross_entropy_and_total(x, weight, targets)
+    exact = (x @ weight.T).logsumexp(-1)
+    assert nll.dtype == total.dtype == torch.float32
+    torch.testing.assert_close(total, exact, rtol=1e-2, atol=2e-2)
+    near = torch.autograd.grad(total.mean(), [x, weight], retain_graph=True)
+    right = torch.autograd.grad(exact.mean(), [x, weight])
+    for one, other in zip(near, right, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.05 * other.norm()

@@ -165,3 +165,23 @@ def test_parts_and_parameters_assigned_later_are_registered():
     model._current_fx_name = "training_step"
     assert {"extra", "part.weight"} <= set(model.state_dict())
     assert model._current_fx_name == "training_step"
+
+
+def test_tables_have_caught_up_when_training_ends(tmp_path):
+    def trained(mode: str, kind=LanguageModule):
+        torch.manual_seed(0)
+        network = Transformer(VOCAB, 16, 1, 2, memory={1: partial(NGramMemory, n_rows=512)})
+        network.memory["1"].table.weight.table_mode = mode
+        fit(kind(network, STEPS).double(), tmp_path)
+        return network.memory["1"].table.weight
+
+    class Unsettled(LanguageModule):
+        def on_train_end(self):
+            pass
+
+    def near(table):
+        return torch.isclose(table, dense, rtol=1e-3, atol=1e-4).float().mean()
+
+    dense = trained("dense")
+    assert near(trained("catch_up")) > 0.99
+    assert near(trained("catch_up", Unsettled)) < 0.95

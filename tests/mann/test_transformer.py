@@ -57,6 +57,24 @@ def test_a_memory_is_added_before_its_layer(layer):
     torch.testing.assert_close(inputs[0], memory.seen + 0.5)
 
 
+def test_a_feedforward_layer_that_asks_is_given_the_context():
+    class Asking(torch.nn.Module):
+        def __init__(self, d_model):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, x, context):
+            self.seen.append(context)
+            return context.tokens[..., None] * x
+
+    model, data = opened(dense(feedforward=Asking)).double(), batch()
+    assert torch.isfinite(model(data["tokens"], data["documents"])).all()
+    seen = [context for block in model.blocks for context in block.feedforward.seen]
+    assert len(seen) == 3
+    assert all(torch.equal(context.tokens, data["tokens"]) for context in seen)
+    assert all(context is seen[0] for context in seen)
+
+
 def test_several_memories_and_a_reader_live_together():
     model = opened(
         dense(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.ledger import Ledger
-from retrieval.rows import match_rows, sum_rows
+from retrieval.rows import gradient_rows, match_rows, sum_rows
 
 
 def _inputs(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -34,6 +34,18 @@ def test_rows_are_matched_and_summed_as_indexing_would(shape: tuple[int, ...], a
 def test_a_narrow_query_is_matched_in_the_type_of_the_table() -> None:
     query, _, table, rows = _inputs(2, 5, 3)
     assert match_rows(table, rows, query.bfloat16()).dtype == table.dtype
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [6, 4000, 40_000])
+def test_rows_are_matched_in_any_order_of_work(size: int, kind: torch.dtype) -> None:
+    """Few rows of a table are named, or all; in types with an order of work of their own, and in one without."""
+    generator = torch.Generator().manual_seed(0)
+    table, query = (torch.randn(n, 8, generator=generator).to(kind) for n in (size, 700))
+    rows = torch.randint(0, size, (700, 3), generator=generator)
+    expected = (table[rows].double() * query[:, None].double()).sum(-1)
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if kind == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(match_rows(table, rows, query).double(), expected, **tolerance)
 
 
 def test_a_second_derivative_is_refused_in_words() -> None:
@@ -69,14 +81,16 @@ def test_putting_gradients_into_a_table_costs_a_product_and_a_sum_an_element(dev
     assert ledger.matmul_flops == 2 * 5 * 3 * 8
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["matched", "weighted", "plain"])
 @pytest.mark.parametrize("shape", [(2, 5, 3), (0, 5, 3), (2, 5, 0), (3,)])
-def test_a_sparse_gradient_holds_what_was_named_once_and_in_order(
-    shape: tuple[int, ...], weighted: bool
-) -> None:
-    _, weight, table, rows = _inputs(*shape)
-    given = (rows, weight) if weighted else (rows,)
-    sparse, dense = sum_rows(table, *given, sparse=True), sum_rows(table, *given)
+def test_a_sparse_gradient_holds_what_was_named_once_and_in_order(shape: tuple[int, ...], kind: str) -> None:
+    query, weight, table, rows = _inputs(*shape)
+    pairs = [
+        (match_rows(table, rows, query, sparse=True), match_rows(table, rows, query)),
+        (sum_rows(table, rows, weight, sparse=True), sum_rows(table, rows, weight)),
+        (sum_rows(table, rows, sparse=True), sum_rows(table, rows)),
+    ]
+    sparse, dense = pairs[("matched", "weighted", "plain").index(kind)]
     assert torch.equal(sparse, dense)
     upstream = torch.randn_like(dense)
     (found,), (wanted,) = (torch.autograd.grad(y, table, upstream) for y in (sparse, dense))
@@ -84,3 +98,19 @@ def test_a_sparse_gradient_holds_what_was_named_once_and_in_order(
     assert found.is_coalesced()
     assert found.indices()[0].tolist() == sorted(set(rows.flatten().tolist()))
     torch.testing.assert_close(found.to_dense(), wanted)
+
+
+def test_rows_of_a_gradient_are_taken_as_they_are_where_they_are_in_order() -> None:
+    table = torch.randn(11, 8).requires_grad_()
+    read = sum_rows(table, torch.tensor([[7, 2, 7], [0, 2, 9]]), sparse=True)
+    read.sum().backward()
+    assert table.grad is not None
+    rows, values = gradient_rows(table.grad)
+    assert rows.tolist() == [0, 2, 7, 9]
+    assert values.data_ptr() == table.grad._values().data_ptr()
+    torch.testing.assert_close(values[:, 0], torch.tensor([1.0, 2.0, 2.0, 1.0]))
+    # A second pass is put behind the first.
+    sum_rows(table, torch.tensor([[3, 2]]), sparse=True).sum().backward()
+    rows, values = gradient_rows(table.grad)
+    assert rows.tolist() == [0, 2, 3, 7, 9]
+    torch.testing.assert_close(values[:, 0], torch.tensor([1.0, 3.0, 1.0, 2.0, 1.0]))

@@ -28,9 +28,9 @@ def states(seed: int = 0) -> Tensor:
 
 def every_score(memory: ProductKeyMemory, x: Tensor) -> Tensor:
     """Of each head's query with the whole key of every row, ``[batch, time, heads, rows]``."""
-    query = rms_norm(memory.query(x).unflatten(-1, (memory.n_heads, -1)))
-    left, right = memory.keys.unbind(1)
-    n = memory.n_keys
+    query = rms_norm(memory.keys.query(x).unflatten(-1, (SMALL["n_heads"], -1)))
+    left, right = memory.keys.keys.unbind(1)
+    n = SMALL["n_keys"]
     whole = torch.cat([left.repeat_interleave(n, 1), right.repeat(1, n, 1)], -1)
     return torch.einsum("bthd,hrd->bthr", query, whole)
 
@@ -38,10 +38,11 @@ def every_score(memory: ProductKeyMemory, x: Tensor) -> Tensor:
 def naive(memory: ProductKeyMemory, x: Tensor) -> Tensor:
     """All rows compared, and a dense sum over the table with most weights zero."""
     scores = every_score(memory, x)
-    top = scores.topk(memory.k, -1)
+    top = scores.topk(memory.keys.k, -1)
     weights = torch.zeros_like(scores).scatter(-1, top.indices, top.values.softmax(-1))
     read = (weights @ memory.table.weight).sum(2)
-    return memory.out(read if memory.gate is None else read * F.silu(memory.gate(x)))
+    read = read if memory.gate is None else read * F.silu(memory.gate(x))
+    return read if memory.out is None else memory.out(read)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 9])
@@ -55,8 +56,9 @@ def test_the_best_of_all_rows_are_found(k):
 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("sparse", [True, False])
-def test_outputs_and_gradients_are_those_of_the_naive_layer(gated, sparse):
-    memory, x = layer(gated=gated, sparse=sparse), states().requires_grad_()
+@pytest.mark.parametrize("width", [{"d_value": 5}, {"d_value": 6, "projected": False}], ids=str)
+def test_outputs_and_gradients_are_those_of_the_naive_layer(gated, sparse, width):
+    memory, x = layer(gated=gated, sparse=sparse, **width), states().requires_grad_()
     given = [x, *memory.parameters()]
     weight = torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     out, expected = memory(x), naive(memory, x)
@@ -66,6 +68,17 @@ def test_outputs_and_gradients_are_those_of_the_naive_layer(gated, sparse):
     assert found[[id(part) for part in given].index(id(memory.table.weight))].is_sparse == sparse
     for one, other in zip(found, due, strict=True):
         torch.testing.assert_close(one.to_dense(), other)
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_it_starts_as_nothing_and_opens(projected):
+    memory = ProductKeyMemory(6, **{**SMALL, "d_value": 6}, projected=projected)
+    out = memory(states().float())
+    assert not out.any()
+    out.sum().backward()
+    closed = memory.table.weight if memory.out is None else memory.out.weight
+    assert closed.grad is not None
+    assert closed.grad.to_dense().any()
 
 
 def test_layers_share_a_table():
@@ -88,6 +101,7 @@ def test_layers_share_a_table():
         ({"k": 10}, "k=10 rows of 9 keys a half: give 1 <= k <= n_keys"),
         ({"k": 0}, "k=0 rows"),
         ({"d_query": 7}, "d_query=7 has no two halves"),
+        ({"projected": False}, "rows of 5 numbers do not fit a stream of 6: give projected=True"),
         ({"table": nn.Embedding(80, 5)}, r"the table has \(80, 5\) numbers, .* need \(81, 5\)"),
     ],
 )
