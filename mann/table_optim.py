@@ -20,6 +20,7 @@ from torch.optim import SparseAdam
 from torch.utils.hooks import RemovableHandle
 
 from mann.norm import sum_dtype
+from retrieval.rows import gradient_rows
 
 __all__ = ["CatchUpAdam", "RowAdam", "RowScalarAdam", "clip_factor", "round_stochastically"]
 
@@ -27,6 +28,8 @@ Rows = Int[Tensor, " rows"]
 Values = Float[Tensor, "rows width"]
 # What is left of a momentum after so many steps that no more of it can be seen.
 SPENT = 2.0**-40
+# Bytes of rows that stay in a CPU's cache while they are changed.
+CACHED = 1 << 18
 # Rows that are brought up to date at once where all are.
 PIECE = 1 << 16
 
@@ -63,8 +66,8 @@ class _RowOptimizer(SparseAdam):
                         "a table whose gradient is not sparse by rows: make it nn.Embedding(..., sparse=True), or "
                         "take AdamW for it"
                     )
-                grad = table.grad.coalesce()
-                rows, values = grad.indices()[0], grad.values().to(sum_dtype(table))
+                rows, values = gradient_rows(table.grad)
+                values = values.to(sum_dtype(table))
                 if group["maximize"]:
                     values = -values
                 if group.get("clip_norm") is not None:
@@ -127,16 +130,31 @@ class RowAdam(_RowOptimizer):
     def _update(self, table: Tensor, rows: Rows, values: Values, group: dict[str, Any]) -> None:
         state = self.state[table]
         beta1, beta2 = group["betas"]
-        mean = state["exp_avg"].index_select(0, rows).lerp_(values, 1 - beta1)
-        square = (
-            state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
-        )
-        state["exp_avg"].index_copy_(0, rows, mean)
-        state["exp_avg_sq"].index_copy_(0, rows, square)
-        rate = group["lr"] * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
-        weights = table.index_select(0, rows).to(mean.dtype)
-        weights.addcdiv_(mean, square.sqrt_().add_(group["eps"]), value=-rate)
-        _write(table, rows, weights, state["step"])
+        step = torch.tensor(float(state["step"]), device=table.device)
+        # Fused Adam corrects the second moment before it adds epsilon, this one after.
+        eps = group["eps"] / (1 - beta2 ** state["step"]) ** 0.5
+        size = max(1, CACHED // (values.element_size() * table.shape[1]))
+        for here, grad in zip(rows.split(size), values.split(size), strict=True):
+            weights = table.index_select(0, here).to(grad.dtype)
+            mean, square = state["exp_avg"].index_select(0, here), state["exp_avg_sq"].index_select(0, here)
+            torch._fused_adam_(
+                [weights],
+                [grad],
+                [mean],
+                [square],
+                [],
+                [step],
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=0.0,
+                eps=eps,
+                amsgrad=False,
+                maximize=False,
+            )
+            state["exp_avg"].index_copy_(0, here, mean)
+            state["exp_avg_sq"].index_copy_(0, here, square)
+            _write(table, here, weights, state["step"])
 
 
 class RowScalarAdam(_RowOptimizer):
