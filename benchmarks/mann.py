@@ -10,7 +10,7 @@ CPU time.
 The optimisers differ, as they have to. Ours is :class:`mann.optim.RowAdam` on tables: rows without a gradient rest.
 The packages give their tables dense gradients, so Adam moves every row: torch's own, as it comes, and beside it the
 fused one. "Sparse by hand" is the package with a switch set that it has no option for: row-sparse gradients, and
-:class:`torch.optim.SparseAdam`, which moves the same rows as ours. Everything but tables has fused Adam, but for the first.
+:class:`torch.optim.SparseAdam`, which moves the same rows as ours. Everything but tables has fused Adam in the others.
 
 Peak memory is that of a process that takes three steps, over what it had before the layer was built (Linux only).
 ``pip install product-key-memory colt5-attention PEER-pytorch einops einx frozendict``; without them their lines are
