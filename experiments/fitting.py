@@ -60,7 +60,8 @@ class ValidatedModule(LanguageModule):
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         targets: Tensor = batch["targets"]
-        nll = self.network.loss(batch["tokens"], targets, batch.get("documents"), batch.get("neighbors"))
+        loss: Any = self.network.loss
+        nll = loss(batch["tokens"], targets, batch.get("documents"), batch.get("neighbors"))
         scored = targets >= 0
         self._nats += nll[scored].sum(dtype=torch.float64).cpu()
         data: Any = vars(self.trainer)["datamodule"]

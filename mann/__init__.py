@@ -1,10 +1,29 @@
 """Memory-augmented networks: a transformer with slots, and memories to put into them."""
 
+from mann.attachment import Attached, attach
 from mann.context import Context
 from mann.feedforward import PEER, STEM, MixtureOfExperts, ProductKeyMemory, ReluSquared, SwiGLU, UltraMem
 from mann.host_table import HostTable
-from mann.memory import BigramMemory, Engram, ExternalMemory, Memory, NGramMemory
-from mann.mixer import CausalAttention
+from mann.memory import (
+    BigramMemory,
+    ChunkedCrossAttention,
+    CompressiveMemory,
+    Engram,
+    ExternalMemory,
+    Memory,
+    MemorySlots,
+    NeuralMemory,
+    NGramMemory,
+)
+from mann.mixer import (
+    CachedAttention,
+    CausalAttention,
+    DeltaRule,
+    KNNAttention,
+    LatentAttention,
+    NativeSparseAttention,
+    SlidingWindowAttention,
+)
 from mann.module import LanguageModule
 from mann.readers import AttentionReader, Reader
 from mann.readout import (
@@ -24,25 +43,36 @@ from mann.transformer import Block, Transformer
 __all__ = [
     "PEER",
     "STEM",
+    "Attached",
     "AttentionReader",
     "BigramMemory",
     "Block",
     "CacheReadout",
+    "CachedAttention",
     "CausalAttention",
+    "ChunkedCrossAttention",
+    "CompressiveMemory",
     "Context",
+    "DeltaRule",
     "Engram",
     "ExternalMemory",
     "HostTable",
+    "KNNAttention",
     "KNNReadout",
     "LanguageModule",
+    "LatentAttention",
     "Memory",
+    "MemorySlots",
     "MixtureOfExperts",
     "NGramMemory",
+    "NativeSparseAttention",
+    "NeuralMemory",
     "PointerReadout",
     "ProductKeyMemory",
     "Reader",
     "Readout",
     "ReluSquared",
+    "SlidingWindowAttention",
     "SoftmaxReadout",
     "State",
     "Streaming",
@@ -53,4 +83,5 @@ __all__ = [
     "TokenizerCompression",
     "Transformer",
     "UltraMem",
+    "attach",
 ]

@@ -6,24 +6,23 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mann.optim import RoleOptimizer, linear_schedule
 from mann.state import State
-from mann.transformer import Transformer
 
 # Good for width 64 and about a million tokens; experiments/studies/tuned.json has what tuning found elsewhere.
 RATES = {"matrix": 0.01, "embedding": 0.15, "head": 0.03, "scalar": 0.03, "table": 0.03}
 
 
 class LanguageModule(L.LightningModule):
-    r"""Trains a :class:`~mann.Transformer` (any arm) to predict the next token.
+    r"""Trains a language model to predict the next token.
 
     A batch is a dictionary with ``tokens`` and ``targets`` (-100: not scored), and optionally ``documents`` and
     ``neighbors``. The rate warms up, stays, and falls to zero at ``total_steps``.
 
     Args:
-        network: The model.
+        network: The model: a :class:`~mann.Transformer`, an :class:`~mann.Attached`, or whatever has its ``loss``.
         total_steps: Length of the schedule; the end of the budget.
         rates: Step size per parameter role (:func:`mann.optim.parameter_roles`).
         weight_decay: Decoupled decay of matrices.
@@ -41,7 +40,7 @@ class LanguageModule(L.LightningModule):
 
     def __init__(
         self,
-        network: Transformer,
+        network: nn.Module,
         total_steps: int,
         rates: dict[str, float] | None = None,
         weight_decay: float = 0.0,
@@ -74,9 +73,8 @@ class LanguageModule(L.LightningModule):
         return self._mean(batch, None)
 
     def _mean(self, batch: dict[str, Any], state: State | None) -> Tensor:
-        nll = self.network.loss(
-            batch["tokens"], batch["targets"], batch.get("documents"), batch.get("neighbors"), state
-        )
+        loss: Any = self.network.loss
+        nll = loss(batch["tokens"], batch["targets"], batch.get("documents"), batch.get("neighbors"), state)
         return nll.sum() / (batch["targets"] >= 0).sum().clamp(min=1)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:

@@ -19,7 +19,8 @@ def rotary_tables(
     return torch.cat([cosine, cosine], -1).to(dtype), torch.cat([-sine, sine], -1).to(dtype)
 
 
-def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def rotate(x: Float[Tensor, "*batch d_head"], cosine: Tensor, sine: Tensor) -> Float[Tensor, "*batch d_head"]:
+    """Turn vectors by tables of :func:`rotary_tables`, broadcast to them; the other way round by ``-sine``."""
     half = x.shape[-1] // 2
     return (x * cosine).addcmul_(torch.cat([x[..., half:], x[..., :half]], -1), sine)
 
@@ -35,21 +36,22 @@ class _QueriesKeys(torch.autograd.Function):
         inverse = torch.rsqrt(z.square().mean(-1, keepdim=True, dtype=sum_dtype(z)) + EPSILON)
         inverse[:, :, 0] *= scale
         inverse = inverse.to(z.dtype)
-        y = _rotate(z * inverse, *tables)
-        ctx.save_for_backward(y, inverse, difference, share, scale, *tables)
+        y = z * inverse if tables is None else rotate(z * inverse, *tables)
+        ctx.save_for_backward(y, inverse, difference, share, scale, *(tables or ()))
         ctx.inside = inside
         return y[:, :, 0], y[:, :, 1]
 
     @staticmethod
     def backward(ctx, grad_q, grad_k):  # type: ignore[override]
-        y, inverse, difference, share, scale, cosine, sine = ctx.saved_tensors
+        y, inverse, difference, share, scale, *tables = ctx.saved_tensors
         grad = torch.stack([grad_q, grad_k], 2)
         along = (grad * y).mean(-1, keepdim=True, dtype=sum_dtype(y))
         grad_scale = along[:, :, 0].sum((0, 1)) * y.shape[-1] / scale
         # y = rotation(unit) with |unit|^2 = d, but the queries carry their scale twice in <grad, y> y.
         along[:, :, 0] /= scale.square()
         grad = torch.addcmul(grad, y, along.to(y.dtype), value=-1).mul_(inverse)
-        grad = _rotate(grad, cosine, -sine)
+        if tables:
+            grad = rotate(grad, tables[0], -tables[1])
         grad_q, grad_k = grad[:, :, 0], grad[:, :, 1]
         grad_share = (grad_k * difference).sum((0, 1, 3), dtype=sum_dtype(y))[:, None].to(share.dtype)
         moved = grad_k * share
@@ -74,7 +76,7 @@ def queries_keys(
     k: Float[Tensor, "batch time heads d_head"],
     share: Float[Tensor, "heads 1"],
     scale: Float[Tensor, "heads 1"],
-    tables: tuple[Tensor, Tensor],
+    tables: tuple[Tensor, Tensor] | None,
     inside: Bool[Tensor, "batch time"] | None,
 ) -> tuple[Float[Tensor, "batch time heads d_head"], Float[Tensor, "batch time heads d_head"]]:
     r"""Shift the keys, normalise queries and keys, scale the queries, rotate both.
@@ -92,7 +94,7 @@ def queries_keys(
         k: Keys.
         share: :math:`a`, how much of the previous position's key each key takes over.
         scale: :math:`\gamma`, one number per head.
-        tables: Cosines and signed sines, ``[time, 1, 1, d_head]`` each up to broadcasting.
+        tables: Cosines and signed sines, ``[time, 1, 1, d_head]`` each up to broadcasting; ``None``: no rotation.
         inside: True where the previous position belongs to the same document; ``None``: everywhere but at 0.
 
     Shapes:

@@ -43,7 +43,9 @@ class State:
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._memories: dict[str, RollingMemory] = {}
         self._loaded: dict[str, Mapping[str, Any]] = {}
+        # Rows that were reset since their slot wrote, and since a memory was loaded that nobody has asked for yet.
         self._fresh: dict[str, Tensor] = {}
+        self._emptied: dict[str, Tensor] = {}
         self._document: Tensor | None = None
         self._rows: int | None = None
 
@@ -121,8 +123,8 @@ class State:
             memory = make()
             if key in self._loaded:
                 memory.load_state_dict(self._loaded.pop(key))
-                if (fresh := self._fresh.pop(key, None)) is not None:
-                    memory.reset(fresh)
+                if (emptied := self._emptied.pop(key, None)) is not None:
+                    memory.reset(emptied)
             self._memories[key] = memory
         return self._memories[key]
 
@@ -142,8 +144,8 @@ class State:
             raise ValueError(
                 f"reset needs a mask of {self._rows} rows, got {rows.dtype} of shape {tuple(rows.shape)}"
             )
-        for key in (*self._tensors, *self._loaded):
-            self._fresh[key] = self._fresh[key] | rows if key in self._fresh else rows
+        for known, noted in ((self._tensors, self._fresh), (self._loaded, self._emptied)):
+            noted.update({key: noted[key] | rows if key in noted else rows for key in known})
         for memory in self._memories.values():
             memory.reset(rows.cpu())
 
@@ -164,6 +166,7 @@ class State:
                 for key, values in self._tensors.items()
             },
             "fresh": {key: mask.clone() for key, mask in self._fresh.items()},
+            "emptied": {key: mask.clone() for key, mask in self._emptied.items()},
             "memories": {**{key: dict(value) for key, value in self._loaded.items()}, **memories},
         }
 
@@ -178,4 +181,5 @@ class State:
         self.__init__()
         self._rows, self._document = state["rows"], state["document"]
         self._tensors = {key: dict(values) for key, values in state["tensors"].items()}
-        self._fresh, self._loaded = dict(state["fresh"]), dict(state["memories"])
+        self._fresh, self._emptied = dict(state["fresh"]), dict(state["emptied"])
+        self._loaded = dict(state["memories"])

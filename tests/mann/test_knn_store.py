@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mann import Context, SoftmaxReadout, Transformer
-from mann.readout.knn import KNNReadout
 from mann.knn_store import _highest, build_datastore, tune
+from mann.readout.knn import KNNReadout
 from tests.contracts import SOURCE, VOCAB, batch, opened
 
 D = 8

@@ -149,6 +149,19 @@ def test_a_reset_is_saved_before_it_was_read():
     assert not torch.equal(late[1], model(ids[:, TIME:], state=State())[1])
 
 
+def test_a_slot_may_write_before_it_asks_for_its_memory():
+    slot, memory = Total(4), RollingMemory(2, 1, 8, 4, 4)
+    memory.add(torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 4))
+    state, again = State(), State()
+    state.begin(2)
+    state.memory(slot, lambda: memory)
+    again.load_state_dict(state.state_dict())
+    again.reset(torch.tensor([True, False]))
+    again.write(slot, total=torch.zeros(2, 4))
+    found = again.memory(slot, lambda: RollingMemory(2, 1, 8, 4, 4)).search(torch.ones(2, 1, 1, 4), 3)
+    assert found.mask.sum((1, 2, 3)).tolist() == [0, 3]
+
+
 def test_what_goes_wrong_is_said():
     state = State()
     state.reset()

@@ -1,0 +1,275 @@
+"""Attention that goes on past its window: to the nearest of what has left it, in the row and in earlier segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mann.banded import attend, band_masks, spans
+from mann.context import Context
+from mann.norm import sum_dtype
+from mann.projection import Stream, StreamingQueriesKeysValues, fold
+from mann.topk import top_ids
+from retrieval import Neighbors, RollingMemory
+from retrieval.rows import sum_rows
+
+# Queries compared at a time, and columns that top_ids chooses from several times as fast as from twice as many.
+_BLOCK, _FEW = 64, 256
+
+
+class KNNAttention(StreamingQueriesKeysValues):
+    r"""Attention to a window, and to the ``k`` nearest of all positions that have left it.
+
+    .. math::
+        y_t = W_o \big[ (1 - g)\, \mathrm{attention}(t - w < s \le t) +
+        g\, \mathrm{attention}(\text{the } k \text{ largest } \langle q_t, k_s \rangle,\, s \le t - w) \big]
+
+    with one learned gate :math:`g = \sigma(b)` a head, 0 where nothing has left the window. The positions that have
+    left it are those of the same document in the row, and, given a :class:`~mann.State`, those of earlier segments: the
+    last ``window - 1`` are carried as keys and values with their gradient, older ones go into a
+    :class:`retrieval.RollingMemory`, without. It is read before it is written, and what is written has left the window
+    of every query to come, so no position is heard twice, and segments equal one row as long as the memory holds it.
+
+    Memories have no positions: far queries and keys are compared without rotation. Keys are normalised, as the paper
+    advises, so those that an earlier state of the network stored remain comparable.
+
+    Reference:
+        Wu et al., "Memorizing Transformers", 2022. arXiv:2203.08913.
+
+    Args:
+        d_model: Width of the residual stream.
+        n_heads: Number of heads; must divide ``d_model`` into an even head width.
+        k: Far positions that a query hears.
+        window: Near positions that it hears all of, its own the last of them.
+        capacity: Entries of the memory, for each row and head.
+        combine: ``"gate"``: as above. ``"softmax"``: one softmax over near and far scores.
+        rotated: Rotate far queries and keys too. With ``"softmax"`` and ``k`` as long as the row this is
+            :class:`~mann.CausalAttention`. A memory knows no positions, so there can be no state.
+        block: Queries per block.
+        base: Base of the rotary frequencies.
+        memory: Further arguments of :class:`retrieval.RollingMemory`, such as ``{"backend": "ivf"}``.
+
+    Shapes:
+        input and output: ``[batch, time, width]``.
+
+    Raises:
+        ValueError: If ``n_heads`` does not divide ``d_model`` into an even head width, a size is smaller than 1, or
+            ``combine`` is unknown; on a call with a state if ``rotated``.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        k: int = 32,
+        window: int = 256,
+        capacity: int = 2048,
+        combine: str = "gate",
+        rotated: bool = False,
+        block: int = 64,
+        base: float = 10_000.0,
+        memory: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(d_model, n_heads, base)
+        if min(k, window, capacity) < 1:
+            raise ValueError(f"k={k}, window={window} and capacity={capacity} must all be at least 1")
+        if combine not in ("gate", "softmax"):
+            raise ValueError(f"combine must be 'gate' or 'softmax', got {combine!r}")
+        self.k, self.window, self.capacity, self.block = k, window, capacity, block
+        self.combine = combine
+        self.rotate_far = rotated
+        self.settings = dict(memory or {})
+        self.gate = nn.Parameter(torch.zeros(n_heads)) if combine == "gate" else None
+
+    def forward(
+        self, x: Float[Tensor, "batch time width"], context: Context
+    ) -> Float[Tensor, "batch time width"]:
+        if self.rotate_far and context.state is not None:
+            raise ValueError(
+                "rotated=True has no use for a state, whose memory knows no positions: leave one away"
+            )
+        stream = self.stream(x, context, self.window - 1)
+        near_q, near_k = (fold(part) for part in self.rotated(stream, context))
+        v, joined = fold(stream.v), self.combine == "softmax"
+        sizes = x.shape[1], stream.held, self.block, self.window
+        if not stream.held and self.window >= x.shape[1]:
+            masks = context.attention_masks(self.block, v.dtype)
+        else:
+            masks = band_masks(*sizes, stream.labels, x.device, v.dtype)
+        near, total = attend(near_q, near_k, v, masks, self.block, self.window, totals=joined)
+        q, k = (near_q, near_k) if self.rotate_far else (fold(stream.q), fold(stream.k))
+        parts = []
+        if sum(sizes[:2]) > self.window:
+            parts.append(_row(q, k, v, stream.labels, self.window, min(self.k, sum(sizes[:2]) - self.window)))
+        if context.state is not None:
+            memory = context.state.memory(self, partial(self._memory, len(x), x.device))
+            if len(memory):
+                parts.append(_memory(q, memory, context.documents, self.k))
+            self._remember(memory, stream, context)
+            self.leave(stream, context)
+        if not parts:
+            return self.merge(near)
+        scores, there, far = _read(parts, self.k)
+        if self.gate is None:
+            share = torch.sigmoid(scores.logsumexp(-1) - total.to(scores.dtype))
+        else:
+            share = torch.sigmoid(self.gate).repeat(len(x))[:, None] * there
+        return self.merge(torch.lerp(near, far.to(near.dtype), share[..., None].to(near.dtype)))
+
+    def _memory(self, rows: int, device: torch.device) -> RollingMemory:
+        sizes = rows, self.n_heads, self.capacity, self.d_head, self.d_head
+        return RollingMemory(*sizes, device=device, **self.settings)
+
+    @torch.no_grad()
+    def _remember(self, memory: RollingMemory, stream: Stream, context: Context) -> None:
+        """Stores what leaves the window with this segment, of the document that goes on."""
+        time = stream.q.shape[1]
+        if context.documents is not None:
+            memory.reset(context.documents[:, -1] != 0)
+        labels = torch.zeros_like(context.tokens) if stream.labels is None else stream.labels
+        counts = (labels[:, :time] == labels[:, -1:]).sum(1)
+        for n in counts.unique().tolist():
+            rows = counts == n
+            if n:
+                keys, values = (part[rows, time - n : time].transpose(1, 2) for part in (stream.k, stream.v))
+                memory.add(keys, values, rows=rows)
+
+
+@dataclass
+class _Far:
+    """Scores of far positions, which of them there are, and how to read them by weights.
+
+    Shapes:
+        scores, mask: ``[sequences, time, k]``
+    """
+
+    scores: Tensor
+    mask: Tensor
+    read: Callable[[Tensor], Tensor]
+
+
+def _read(parts: list[_Far], k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of the ``k`` best of all parts, the others very low; where there are any; and what they say."""
+    scores = torch.cat([part.scores for part in parts], -1)
+    mask = torch.cat([part.mask for part in parts], -1)
+    # Finite, as a query may have nothing to read.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if scores.shape[-1] > k:
+        best = torch.zeros_like(mask).scatter_(-1, top_ids(scores, k), True)
+        scores, mask = scores.masked_fill(~best, torch.finfo(scores.dtype).min), mask & best
+    weights = scores.softmax(-1).masked_fill(~mask, 0.0)
+    each = weights.split([part.scores.shape[-1] for part in parts], -1)
+    far = [part.read(weight) for part, weight in zip(parts, each, strict=True)]
+    return scores, mask.any(-1), far[0] if len(far) == 1 else far[0] + far[1]
+
+
+def _row(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | None, window: int, count: int) -> _Far:
+    """The nearest of the positions in the row that have left the window."""
+    ids, scores = _nearest(q.detach(), k.detach(), labels, window, count)
+    rows = ids + torch.arange(0, len(k) * k.shape[1], k.shape[1], device=k.device)[:, None, None]
+    mask = scores > float("-inf")
+    scores = _Scores.apply(q, k.flatten(0, 1), scores.to(sum_dtype(q)), rows)
+    return _Far(scores, mask, partial(sum_rows, v.flatten(0, 1), rows))
+
+
+def _nearest(
+    q: Float[Tensor, "sequences time d"],
+    k: Float[Tensor, "sequences positions d"],
+    labels: Int[Tensor, "batch positions"] | None,
+    window: int,
+    count: int,
+) -> tuple[Int[Tensor, "sequences time count"], Float[Tensor, "sequences time count"]]:
+    """Where the largest scores are among keys that have left each query's window, and the scores.
+
+    Where there are not as many, the score is minus infinity.
+    """
+    places = torch.arange(k.shape[1], device=k.device)
+    ids = torch.zeros(*q.shape[:2], count, dtype=torch.int64, device=k.device)
+    found = torch.full_like(ids, float("-inf"), dtype=q.dtype)
+    for here, seen in spans(q.shape[1], k.shape[1] - q.shape[1], _BLOCK, None):
+        own, last = places[seen.stop - here.stop + here.start : seen.stop], seen.stop - window
+        if last < 1:
+            continue
+        # Some keys more than have left, so that the columns divide into parts; they are hidden as others are.
+        parts = -(-last // _FEW)
+        last = min(len(places), -(-last // parts) * parts)
+        scores = torch.bmm(q[:, here], k[:, :last].transpose(1, 2))
+        hidden = own[:, None] - places[:last] < window
+        if labels is not None:
+            hidden = (hidden | (labels[:, own, None] != labels[:, None, :last])).repeat_interleave(
+                len(q) // len(labels), 0
+            )
+        best = _best(scores.masked_fill_(hidden, float("-inf")), min(count, last), parts)
+        width = best.shape[-1]
+        ids[:, here, :width], found[:, here, :width] = best, scores.gather(-1, best)
+    return ids, found
+
+
+def _best(scores: Tensor, k: int, parts: int) -> Tensor:
+    """As :func:`top_ids`, by the best of each part where the columns divide into parts."""
+    each, rest = divmod(scores.shape[-1], parts)
+    if rest or parts == 1 or k > each:
+        return top_ids(scores, k)
+    some = top_ids(scores.unflatten(-1, (parts, each)), k)
+    some = (some + torch.arange(0, parts * each, each, device=some.device)[:, None]).flatten(-2)
+    return some.gather(-1, top_ids(scores.gather(-1, some), k))
+
+
+class _Scores(torch.autograd.Function):
+    # A search has the scores already; their gradient is all that is missing.
+    @staticmethod
+    def forward(ctx, q, keys, scores, rows):  # type: ignore[override]
+        ctx.save_for_backward(q, keys, rows)
+        return scores.view_as(scores)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[override]
+        q, keys, rows = ctx.saved_tensors
+        rows, grad = rows.flatten(0, 1), grad.flatten(0, 1).to(keys.dtype)
+        grad_q = sum_rows(keys, rows, grad).view(q.shape).to(q.dtype)
+        if not ctx.needs_input_grad[1]:
+            return grad_q, None, None, None
+        grad_keys = torch.ops.mnemograph.add_to_rows(q.flatten(0, 1), rows, grad, len(keys))
+        return grad_q, grad_keys, None, None
+
+
+def _memory(q: Tensor, memory: RollingMemory, documents: Tensor | None, k: int) -> _Far:
+    """The nearest entries of a memory, for positions of the document that is carried on."""
+    live = min(memory.settings["capacity"], int(memory.written.max()))
+    asked = q.detach().float().unflatten(0, (-1, memory.settings["heads"]))
+    found = memory.search(asked, min(k, live))
+    keys, values, rows = _copies(memory, found, live)
+    mask = found.mask
+    if documents is not None:
+        mask = mask & (documents == 0)[:, None, :, None]
+    flat = (part.flatten(0, 1) for part in (found.scores, rows, mask))
+    scores, rows, mask = flat
+    scores = _Scores.apply(q, keys, scores.to(sum_dtype(q)), rows)
+    return _Far(scores, mask, lambda weights: sum_rows(values, rows, weights).to(sum_dtype(q)))
+
+
+def _copies(memory: RollingMemory, found: Neighbors, live: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values of what was found, as tables, and the row of each: the memory will be written to.
+
+    Of few queries what they found is copied, of many everything there is.
+    """
+    batch, heads, time, k = found.ids.shape
+    written = memory.written.to(found.ids.device)
+    if time * k <= live:
+        past = memory.gather(found)
+        rows = torch.arange(found.ids.numel(), device=found.ids.device).view(found.ids.shape)
+    else:
+        first = (written - live)[:, None, None, None]
+        names = first + torch.arange(live, device=written.device)
+        past = memory.gather(names.expand(-1, heads, -1, -1))
+        begin = torch.arange(0, batch * heads * live, live, device=written.device).view(batch, heads, 1, 1)
+        rows = (found.ids - first + begin).masked_fill(~found.mask, 0)
+    return past.keys.flatten(0, 3), past.values.flatten(0, 3), rows
