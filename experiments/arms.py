@@ -10,7 +10,30 @@ from typing import Any
 
 from experiments.errors import RunError
 from gnn import GraphReader
-from mann import ExternalMemory, NGramMemory, PointerReadout
+from mann import (
+    PEER,
+    STEM,
+    BigramMemory,
+    CacheReadout,
+    ChunkedCrossAttention,
+    CompressiveMemory,
+    DeltaRule,
+    Engram,
+    ExternalMemory,
+    KNNAttention,
+    LatentAttention,
+    MemorySlots,
+    MixtureOfExperts,
+    NativeSparseAttention,
+    NeuralMemory,
+    NGramMemory,
+    PointerReadout,
+    ProductKeyMemory,
+    SlidingWindowAttention,
+    SuffixReadout,
+    TRIMEReadout,
+    UltraMem,
+)
 from retrieval import ContextSource, Passages, RandomSource, Source, SuffixSource
 
 NO_STORE, SAME_TOKENS, WHOLE_CORPUS = "none", "same tokens", "whole corpus"
@@ -48,12 +71,55 @@ def _ngram(n_layers: int, source: Source | None, **options: Any) -> dict[str, An
     return {"memory": {0: table, n_layers: table}}
 
 
+def _engram(n_layers: int, source: Source | None, **options: Any) -> dict[str, Any]:
+    return {"memory": Engram.at_layers((0, n_layers), **options)}
+
+
+def _bigram(n_layers: int, source: Source | None) -> dict[str, Any]:
+    return {"memory": BigramMemory.at_layers(range(n_layers + 1))}
+
+
+def _everywhere(n_layers: int, source: Source | None, **slots: Any) -> dict[str, Any]:
+    return slots
+
+
+def _last(n_layers: int, source: Source | None, *, slot: str, kind: Any, **options: Any) -> dict[str, Any]:
+    """In the last block, or before it, alone."""
+    return {slot: {n_layers - 1: partial(kind, **options)}}
+
+
 def _retrieved(n_layers: int, source: Source | None, **reader: Any) -> dict[str, Any]:
     assert source is not None
     external = partial(ExternalMemory, source=source, **reader)
     return {"memory": {1: external}, "readout": partial(PointerReadout, source=source)}
 
 
+def _retro(n_layers: int, source: Source | None) -> dict[str, Any]:
+    assert source is not None
+    return {"memory": {1: partial(ChunkedCrossAttention, source=source, chunk=32)}}
+
+
+def _suffix(n_layers: int, source: Source | None) -> dict[str, Any]:
+    assert source is not None
+    return {"readout": partial(SuffixReadout, source=source)}
+
+
+def _joined(n_layers: int, source: Source | None, *parts: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Several in one model; memories of one layer cannot be joined."""
+    joined: dict[str, Any] = {}
+    for part in parts:
+        for slot, filled in part(n_layers, source).items():
+            joined[slot] = joined[slot] | filled if slot in joined else filled
+    return joined
+
+
+def _with(*parts: Callable[..., dict[str, Any]]) -> Callable[[int, Source | None], dict[str, Any]]:
+    return lambda n_layers, source: _joined(n_layers, source, *parts)
+
+
+_BIGRAMS_TRIGRAMS = partial(_ngram, orders=(2, 3))
+_PRODUCT_KEYS = partial(_last, slot="feedforward", kind=ProductKeyMemory, k=16)
+_TRIME = partial(_everywhere, readout=TRIMEReadout)
 _GRAPH = {"reader": GraphReader}
 _SHUFFLED = {"reader": partial(GraphReader, edges="shuffled")}
 
@@ -61,13 +127,39 @@ ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("dense"),
-        Arm("ngram", partial(_ngram, orders=(2, 3))),
+        Arm("ngram", _BIGRAMS_TRIGRAMS),
         Arm("knn", _retrieved, ContextSource),
         Arm("graph", partial(_retrieved, **_GRAPH), ContextSource),
         Arm("suffix graph", partial(_retrieved, **_GRAPH), SuffixSource, like="graph"),
         Arm("unigram table", partial(_ngram, orders=(1,), n_heads=4), control=True),
         Arm("random neighbours", _retrieved, RandomSource, control=True, like="knn"),
         Arm("shuffled edges", partial(_retrieved, **_SHUFFLED), ContextSource, control=True, like="graph"),
+        # Every other mechanism, in windows of 256.
+        Arm("engram", _engram, like="ngram"),
+        Arm("bigram", _bigram, like="ngram"),
+        Arm("product keys", _PRODUCT_KEYS, like="ngram"),
+        Arm("PEER", partial(_last, slot="feedforward", kind=PEER), like="ngram"),
+        Arm("UltraMem", partial(_last, slot="feedforward", kind=UltraMem, k=16), like="ngram"),
+        Arm("STEM", partial(_last, slot="feedforward", kind=STEM, vocab_size=2**16), like="ngram"),
+        Arm("mixture", partial(_everywhere, feedforward=MixtureOfExperts), like="dense"),
+        Arm("window", partial(_everywhere, mixer=partial(SlidingWindowAttention, window=64)), like="dense"),
+        Arm("kNN attention", partial(_last, slot="mixer", kind=KNNAttention, window=64), like="dense"),
+        Arm("latent", partial(_everywhere, mixer=LatentAttention), like="dense"),
+        Arm(
+            "native sparse",
+            partial(_everywhere, mixer=partial(NativeSparseAttention, window=64, selected=4)),
+            like="dense",
+        ),
+        Arm("delta rule", partial(_last, slot="mixer", kind=DeltaRule, gated=True), like="dense"),
+        Arm("neural memory", partial(_last, slot="memory", kind=NeuralMemory), like="dense"),
+        Arm("slots", partial(_last, slot="memory", kind=MemorySlots), like="dense"),
+        Arm("compressive", partial(_last, slot="memory", kind=CompressiveMemory), like="dense"),
+        Arm("retro", _retro, ContextSource, like="knn"),
+        Arm("suffix counts", _suffix, SuffixSource, like="knn"),
+        Arm("cache", partial(_everywhere, readout=CacheReadout), like="dense"),
+        Arm("TRIME", _TRIME, like="dense"),
+        Arm("ngram + TRIME", _with(_BIGRAMS_TRIGRAMS, _TRIME), like="ngram"),
+        Arm("ngram + product keys", _with(_BIGRAMS_TRIGRAMS, _PRODUCT_KEYS), like="ngram"),
     )
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from mann.norm import rms_norm
 from mann.readout import Readout, SoftmaxReadout
 from mann.state import State, Streaming
 from retrieval import Neighbors
+
+Mixer = Callable[[int, int], nn.Module]
+Feedforward = Callable[[int], nn.Module]
 
 
 class Block(nn.Module):
@@ -57,9 +61,10 @@ class Transformer(nn.Module):
         d_model: Width of the residual stream.
         n_layers: Number of blocks.
         n_heads: Attention heads; the default gives heads of width 32.
-        mixer: ``mixer(d_model, n_heads)``, called as ``mixer(x, context)``.
+        mixer: ``mixer(d_model, n_heads)``, called as ``mixer(x, context)``; for one layer only as a mapping from layer
+            numbers: the others have the default.
         feedforward: ``feedforward(d_model)``, called as ``feedforward(x)``, or as ``feedforward(x, context)`` if it
-            takes a context.
+            takes a context; or a mapping as above.
         memory: Layer number -> ``memory(d_model)``; its update is added *before* that block, and the key
             ``n_layers`` stands for "before the readout".
         readout: ``readout(d_model, vocab_size)``.
@@ -78,8 +83,8 @@ class Transformer(nn.Module):
         n_layers: int,
         n_heads: int | None = None,
         *,
-        mixer: Callable[[int, int], nn.Module] = CausalAttention,
-        feedforward: Callable[[int], nn.Module] = ReluSquared,
+        mixer: Mixer | Mapping[int, Mixer] = CausalAttention,
+        feedforward: Feedforward | Mapping[int, Feedforward] = ReluSquared,
         memory: Mapping[int, Callable[[int], Memory]] | None = None,
         readout: Callable[[int, int], Readout] = SoftmaxReadout,
     ) -> None:
@@ -93,12 +98,15 @@ class Transformer(nn.Module):
                 f"memory at layers {unknown}, but the model has blocks 0..{n_layers - 1} "
                 f"(and {n_layers} means before the readout)"
             )
+        mixers = _by_layer("mixer", mixer, CausalAttention, n_layers)
+        feedforwards = _by_layer("feedforward", feedforward, ReluSquared, n_layers)
         heads = n_heads if n_heads is not None else max(1, d_model // 32)
         self.vocab_size = vocab_size
         self.d_model = d_model
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
-            Block(d_model, mixer(d_model, heads), feedforward(d_model)) for _ in range(n_layers)
+            Block(d_model, mix(d_model, heads), feed(d_model))
+            for mix, feed in zip(mixers, feedforwards, strict=True)
         )
         self.readout = readout(d_model, vocab_size)
         # Built last, so that every arm of one seed draws the same initial backbone.
@@ -140,3 +148,13 @@ class Transformer(nn.Module):
         """Negative log-probability of each target in nats; 0 where the target is -100."""
         context = Context(tokens, documents, neighbors, state)
         return self.readout(self.hidden(context), context, targets)
+
+
+def _by_layer(slot: str, given: Any, default: Any, n_layers: int) -> list[Any]:
+    """What builds a slot of each block."""
+    if not isinstance(given, Mapping):
+        return [given] * n_layers
+    unknown = [layer for layer in given if not 0 <= layer < n_layers]
+    if unknown:
+        raise ValueError(f"{slot} for layers {unknown}, but the model has blocks 0..{n_layers - 1}")
+    return [given.get(layer, default) for layer in range(n_layers)]

@@ -5,7 +5,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mann import ExternalMemory, NGramMemory, SwiGLU, Transformer
+from mann import (
+    CausalAttention,
+    ExternalMemory,
+    NGramMemory,
+    ReluSquared,
+    SlidingWindowAttention,
+    SwiGLU,
+    Transformer,
+)
 from mann.norm import EPSILON
 from tests.contracts import SOURCE, VOCAB, batch, opened
 from tests.mann.inputs import context
@@ -152,3 +160,18 @@ def test_it_learns_to_copy():
         loss.backward()
         optimizer.step()
     assert loss < 0.5 * math.log(31)
+
+
+def test_a_slot_of_one_layer_leaves_the_others_as_they_are():
+    torch.manual_seed(0)
+    model = Transformer(
+        VOCAB, 16, 3, 2, feedforward={1: SwiGLU}, mixer={2: partial(SlidingWindowAttention, window=4)}
+    )
+    kinds = [(type(block.mixer), type(block.feedforward)) for block in model.blocks]
+    assert kinds == [
+        (CausalAttention, ReluSquared),
+        (CausalAttention, SwiGLU),
+        (SlidingWindowAttention, ReluSquared),
+    ]
+    with pytest.raises(ValueError, match=r"feedforward for layers \[3\], but the model has blocks 0..2"):
+        Transformer(VOCAB, 16, 3, 2, feedforward={3: SwiGLU})
