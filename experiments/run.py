@@ -27,6 +27,7 @@ from experiments.training import conclude, count_step, drop_checkpoint, logged, 
 from experiments.workspace import Workspace
 from mann import LanguageModule, Transformer
 from mann.optim import parameter_roles
+from mann.table_health import shuffled_rows, watch_tables
 from retrieval import Neighbors, Source
 from retrieval.runtime import threads
 
@@ -226,11 +227,16 @@ class _Execution:
     ) -> list[dict[str, Any]]:
         begin = time.perf_counter()
         evaluations = self._evaluations(source)
-        scored = {name: self._score(network, evaluation) for name, evaluation in evaluations.items()}
+        with watch_tables(network) as tables:
+            scored = {name: self._score(network, evaluation) for name, evaluation in evaluations.items()}
         row = self._row(step, network, neighbors, n_windows)
         row.update(self._read(network, evaluations["test"]))
         row["losses"] = losses_of(scored)
         row["probes"] = {"copying": self._copying(network)}
+        if tables:
+            row["probes"]["tables"] = {name: table.result() for name, table in tables.items()}
+            with shuffled_rows(network):
+                row["probes"]["shuffled"] = self._score(network, evaluations["test"]).summary()
         rows = [row]
         if len(network.memory):
             rows.append(

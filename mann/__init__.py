@@ -36,7 +36,7 @@ from mann.readout import (
     TRIMEReadout,
 )
 from mann.state import State, Streaming
-from mann.table_health import TableHealth
+from mann.table_health import TableHealth, TableHealthCallback
 from mann.tokenizer_compression import TokenizerCompression
 from mann.transformer import Block, Transformer
 
@@ -80,6 +80,7 @@ __all__ = [
     "SwiGLU",
     "TRIMEReadout",
     "TableHealth",
+    "TableHealthCallback",
     "TokenizerCompression",
     "Transformer",
     "UltraMem",

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
+import lightning as L
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from mann.host_table import HostTable
+from mann.optim import parameter_roles
+from mann.product_keys import ProductKeys
+
+__all__ = ["TableHealth", "TableHealthCallback", "shuffled_rows", "watch_tables"]
 
 
 class TableHealth:
@@ -79,3 +90,120 @@ class TableHealth:
     def reset(self) -> None:
         """Forget what was counted."""
         self.counts.zero_()
+
+
+@contextmanager
+def watch_tables(model: nn.Module) -> Iterator[dict[str, TableHealth]]:
+    """Count, within a block, which rows of a model's tables its forward passes read.
+
+    Tables are embeddings of the role ``"table"`` (n-grams, STEM), host tables, and whatever product keys choose from;
+    a table that several layers share is counted by each.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The counts of each table, by the name of what reads it; one that is never called is not among them.
+    """
+    found: dict[str, TableHealth] = {}
+    handles = []
+    tables = {id(parameter) for parameter in parameter_roles(model)["table"]}
+    for name, module in model.named_modules():
+        if isinstance(module, ProductKeys):
+            n_rows = module.n_keys**2
+        elif isinstance(module, HostTable) or (
+            isinstance(module, nn.Embedding) and id(module.weight) in tables
+        ):
+            n_rows = len(module.weight)
+        else:
+            continue
+        handles.append(module.register_forward_hook(partial(_count, found, name, n_rows)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _count(
+    found: dict[str, TableHealth],
+    name: str,
+    n_rows: int,
+    module: nn.Module,
+    given: tuple[Any, ...],
+    output: Any,
+) -> None:
+    rows = output[1] if isinstance(module, ProductKeys) else given[0]
+    found.setdefault(name, TableHealth(n_rows)).update(rows)
+
+
+@contextmanager
+def shuffled_rows(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Every table with its rows in another order, within a block: what is read is as large as before, and wrong.
+
+    A memory whose rows matter loses by it; one that is read as a bias does not.
+
+    Args:
+        model: Any module.
+        seed: Of the order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tables = parameter_roles(model)["table"]
+    orders = [torch.randperm(len(table), generator=generator).to(table.device) for table in tables]
+    with torch.no_grad():
+        for table, order in zip(tables, orders, strict=True):
+            table.copy_(table[order])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for table, order in zip(tables, orders, strict=True):
+                table.copy_(table[order.argsort()])
+
+
+class TableHealthCallback(L.Callback):
+    """Logs how a model's tables are used in training: ``tables/NAME/used``, ``kl_to_uniform``, ``top_percent``.
+
+    Counting takes a pass over the row numbers of a step, which is little beside reading the rows.
+
+    Args:
+        every: Steps between two logs; each tells of the steps since the one before.
+
+    Raises:
+        ValueError: If ``every`` is not at least 1.
+    """
+
+    def __init__(self, every: int = 100) -> None:
+        if every < 1:
+            raise ValueError(f"every={every}: give the number of steps between two logs")
+        self.every = every
+        self.tables: dict[str, TableHealth] = {}
+        self._watching: Any = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Begin to count."""
+        self._watching = watch_tables(module)
+        self.tables = self._watching.__enter__()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        """Log and begin anew, every so many steps."""
+        if (trainer.global_step + 1) % self.every:
+            return
+        for name, table in self.tables.items():
+            told = table.result()
+            for what in ("used", "kl_to_uniform", "top_percent"):
+                module.log(f"tables/{name}/{what}", told[what], batch_size=1)
+            table.reset()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Count no more."""
+        self._stop()
+
+    def on_exception(self, *_: Any) -> None:
+        """As at the end."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._watching is not None:
+            self._watching.__exit__(None, None, None)
+            self._watching = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.report import bill, certainty, cost, sections
+from experiments.report import bill, certainty, cost, health, sections
 from experiments.report.findings import Findings
 from experiments.report.markup import Markup, join, tag
 from experiments.report.style import CSS
@@ -31,6 +31,7 @@ def page(findings: Findings) -> str:
         sections.controls(summary),
         sections.generalisation(summary),
         sections.copying(summary),
+        health.health(results),
         bill.bill(results),
         bill.settings(results),
         sections.dense(summary),

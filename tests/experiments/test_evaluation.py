@@ -54,3 +54,10 @@ def test_every_row_of_a_run_tells_the_same_documents(tmp_path: Path) -> None:
         bits = sum(each["nats"]) / math.log(2) / sum(each["bytes"])
         assert bits == pytest.approx(row["losses"]["test"]["bits_per_byte"], rel=1e-5)
     assert len({tuple(each["nats"]) for each in told}) == 3
+    # Two tables, of which each position reads two rows of each order; shuffled they are worth something else.
+    tables = rows[0]["probes"]["tables"]
+    assert set(tables) == {"memory.0.table", "memory.1.table"}
+    assert 0 < tables["memory.0.table"]["used"] < 1
+    assert tables["memory.0.table"]["reads"] == tables["memory.1.table"]["reads"]
+    shuffled = rows[0]["probes"]["shuffled"]["nats_per_token"]
+    assert shuffled != rows[0]["losses"]["test"]["nats_per_token"]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from mann import ProductKeyMemory
-from mann.table_health import TableHealth
+from mann import Context, LanguageModule, NGramMemory, ProductKeyMemory, TableHealthCallback, Transformer
+from mann.table_health import TableHealth, shuffled_rows, watch_tables
+from tests.contracts import VOCAB, batch, opened
 
 
 def test_it_says_what_counting_by_hand_says():
@@ -79,3 +83,60 @@ def test_a_row_that_there_is_not_is_refused(rows):
 def test_a_table_without_rows_is_refused():
     with pytest.raises(ValueError, match="give n_rows >= 1"):
         TableHealth(0)
+
+
+def model(**slots) -> Transformer:
+    torch.manual_seed(0)
+    return opened(Transformer(VOCAB, 16, 2, 2, **slots))
+
+
+def test_watching_counts_what_each_table_reads():
+    memory = partial(NGramMemory, orders=(2,), n_heads=1, n_rows=64)
+    keys = partial(ProductKeyMemory, n_keys=8, k=2, n_heads=3)
+    network, data = model(memory={0: memory}, feedforward={1: keys}), batch()
+    with watch_tables(network) as tables:
+        network(data["tokens"])
+    network(data["tokens"])  # no longer watched
+    assert set(tables) == {"memory.0.table", "blocks.1.feedforward.keys"}
+    reads = data["tokens"].numel()
+    assert tables["memory.0.table"].result()["reads"] == reads
+    assert tables["blocks.1.feedforward.keys"].result()["reads"] == reads * 6
+    rows = network.memory["0"].rows(Context(data["tokens"]))
+    assert torch.equal(tables["memory.0.table"].counts, torch.bincount(rows.flatten(), minlength=64))
+    assert not any(part._forward_hooks for part in network.modules())
+
+
+def test_shuffled_rows_are_read_wrong_and_come_back():
+    network, data = model(memory={0: partial(NGramMemory, n_rows=64)}), batch()
+    before = network(data["tokens"])
+    kept = network.memory["0"].table.weight.clone()
+    with shuffled_rows(network):
+        assert not torch.equal(network(data["tokens"]), before)
+        assert torch.equal(network.memory["0"].table.weight.sort(0).values, kept.sort(0).values)
+    assert torch.equal(network(data["tokens"]), before)
+    dense = model()
+    alone = dense(data["tokens"])
+    with shuffled_rows(dense):
+        assert torch.equal(dense(data["tokens"]), alone)
+
+
+def test_the_callback_logs_and_lets_go(tmp_path):
+    module = LanguageModule(model(memory={0: partial(NGramMemory, n_rows=64)}), 4)
+    callback = TableHealthCallback(every=2)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, DataLoader([batch(seed) for seed in range(4)], batch_size=None))
+    told = trainer.callback_metrics
+    assert 0 < told["tables/network.memory.0.table/used"] <= 1
+    assert told["tables/network.memory.0.table/kl_to_uniform"] > 0
+    assert not any(part._forward_hooks for part in module.modules())
+    with pytest.raises(ValueError, match="every=0"):
+        TableHealthCallback(every=0)
