@@ -232,11 +232,12 @@ class _Execution:
         row = self._row(step, network, neighbors, n_windows)
         row.update(self._read(network, evaluations["test"]))
         row["losses"] = losses_of(scored)
-        row["probes"] = {"copying": self._copying(network)}
+        probes: dict[str, Any] = {"copying": self._copying(network)}
         if tables:
-            row["probes"]["tables"] = {name: table.result() for name, table in tables.items()}
+            probes["tables"] = {name: table.result() for name, table in tables.items()}
             with shuffled_rows(network):
-                row["probes"]["shuffled"] = self._score(network, evaluations["test"]).summary()
+                probes["shuffled"] = self._score(network, evaluations["test"]).summary()
+        row["probes"] = probes
         rows = [row]
         if len(network.memory):
             rows.append(
