@@ -119,6 +119,7 @@ def _with(*parts: Callable[..., dict[str, Any]]) -> Callable[[int, Source | None
 
 _BIGRAMS_TRIGRAMS = partial(_ngram, orders=(2, 3))
 _PRODUCT_KEYS = partial(_last, slot="feedforward", kind=ProductKeyMemory, k=16)
+_CACHE = partial(_everywhere, readout=CacheReadout)
 _TRIME = partial(_everywhere, readout=TRIMEReadout)
 _GRAPH = {"reader": GraphReader}
 _SHUFFLED = {"reader": partial(GraphReader, edges="shuffled")}
@@ -156,8 +157,9 @@ ARMS: dict[str, Arm] = {
         Arm("compressive", partial(_last, slot="memory", kind=CompressiveMemory), like="dense"),
         Arm("retro", _retro, ContextSource, like="knn"),
         Arm("suffix counts", _suffix, SuffixSource, like="knn"),
-        Arm("cache", partial(_everywhere, readout=CacheReadout), like="dense"),
+        Arm("cache", _CACHE, like="dense"),
         Arm("TRIME", _TRIME, like="dense"),
+        Arm("ngram + cache", _with(_BIGRAMS_TRIGRAMS, _CACHE), like="ngram"),
         Arm("ngram + TRIME", _with(_BIGRAMS_TRIGRAMS, _TRIME), like="ngram"),
         Arm("ngram + product keys", _with(_BIGRAMS_TRIGRAMS, _PRODUCT_KEYS), like="ngram"),
     )

@@ -8,7 +8,7 @@ from experiments.tuning import tuned
 LOOKED_UP = ("ngram", "engram", "bigram", "product keys", "PEER", "UltraMem", "STEM", "mixture")
 MIXED = ("window", "kNN attention", "latent", "native sparse", "delta rule")
 READ = ("neural memory", "slots", "compressive", "retro", "knn", "graph")
-READOUTS = ("cache", "TRIME", "suffix counts", "ngram + TRIME", "ngram + product keys")
+READOUTS = ("cache", "TRIME", "suffix counts", "ngram + cache", "ngram + TRIME", "ngram + product keys")
 
 study = Study(
     data=CodeCorpus(),
