@@ -25,6 +25,7 @@ from mann.mixer import (
     SlidingWindowAttention,
 )
 from mann.module import LanguageModule
+from mann.networks import DNC, NTM, EndToEndMemoryNetwork, MemoryNetwork, SparseAccessMemory
 from mann.readers import AttentionReader, Reader
 from mann.readout import (
     CacheReadout,
@@ -41,6 +42,8 @@ from mann.tokenizer_compression import TokenizerCompression
 from mann.transformer import Block, Transformer
 
 __all__ = [
+    "DNC",
+    "NTM",
     "PEER",
     "STEM",
     "Attached",
@@ -54,6 +57,7 @@ __all__ = [
     "CompressiveMemory",
     "Context",
     "DeltaRule",
+    "EndToEndMemoryNetwork",
     "Engram",
     "ExternalMemory",
     "HostTable",
@@ -62,6 +66,7 @@ __all__ = [
     "LanguageModule",
     "LatentAttention",
     "Memory",
+    "MemoryNetwork",
     "MemorySlots",
     "MixtureOfExperts",
     "NGramMemory",
@@ -74,6 +79,7 @@ __all__ = [
     "ReluSquared",
     "SlidingWindowAttention",
     "SoftmaxReadout",
+    "SparseAccessMemory",
     "State",
     "Streaming",
     "SuffixReadout",

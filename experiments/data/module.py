@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from experiments.data.babi import BabiCorpus
+from experiments.data.copying_tasks import CopyCorpus
 from experiments.data.corpus import Corpus, CorpusError
 from experiments.data.recall import RecallCorpus
 from experiments.data.windows import Windows, evaluation_rows, training_order
@@ -242,4 +244,32 @@ class RecallData(WindowData):
 
     def __init__(self, corpus: RecallCorpus | None = None, batch_size: int = 16, **settings: Any) -> None:
         corpus = corpus or RecallCorpus()
+        super().__init__(corpus.load(), corpus.longest + 1, batch_size, **settings)
+
+
+class CopyData(WindowData):
+    """:class:`CopyCorpus` as batches for Lightning; a window is an example.
+
+    Args:
+        corpus: By default copy of 1 to 20 symbols.
+        batch_size: Windows in a batch.
+        settings: As for :class:`WindowData`.
+    """
+
+    def __init__(self, corpus: CopyCorpus | None = None, batch_size: int = 16, **settings: Any) -> None:
+        corpus = corpus or CopyCorpus()
+        super().__init__(corpus.load(), corpus.longest + 1, batch_size, **settings)
+
+
+class BabiData(WindowData):
+    """:class:`BabiCorpus` as batches for Lightning; a window is a story.
+
+    Args:
+        corpus: By default task 1, its stories made here.
+        batch_size: Windows in a batch.
+        settings: As for :class:`WindowData`.
+    """
+
+    def __init__(self, corpus: BabiCorpus | None = None, batch_size: int = 16, **settings: Any) -> None:
+        corpus = corpus or BabiCorpus()
         super().__init__(corpus.load(), corpus.longest + 1, batch_size, **settings)

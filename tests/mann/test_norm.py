@@ -38,3 +38,10 @@ def test_autocast_gives_its_type_and_a_gradient_of_the_input_type():
 def test_length_in_bfloat16_is_summed_in_float32():
     x = torch.full((1, 4096), 3.0, dtype=torch.bfloat16)
     assert torch.equal(rms_norm(x), torch.ones_like(x))
+
+
+def test_second_derivatives_are_refused():
+    x = randn(3, 5)
+    (first,) = torch.autograd.grad(rms_norm(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -80,3 +80,12 @@ def test_rotation_keeps_lengths():
     cosine, sine = rotary_tables(50, 6, 10_000.0, torch.device("cpu"), torch.float32)
     torch.testing.assert_close(cosine**2 + sine**2, torch.ones(50, 6))
     assert torch.equal(cosine[0], torch.ones(6))
+
+
+def test_second_derivatives_are_refused():
+    q, k = randn(1, 3, 2, 4), randn(1, 3, 2, 4, seed=1)
+    share, scale = randn(2, 1, seed=2), randn(2, 1, seed=3)
+    both = queries_keys(q, k, share, scale, tables(3, 4), None)
+    (first,) = torch.autograd.grad(sum(part.square().sum() for part in both), k, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -191,3 +191,17 @@ def test_contexts_of_one_label_go_on():
 def test_partial_builds_are_streaming_too():
     model = Transformer(VOCAB, 16, 1, 2, memory={0: partial(Total)})
     assert model.memory["0"].state_key == "memory.0"
+
+
+def test_masks_and_loaded_tensors_follow_the_device_of_who_asks():
+    state, slot = State(), Total(1)
+    state.begin(1, torch.zeros(1, 3, dtype=torch.long))
+    state.write(slot, total=torch.zeros(1, 1))
+    # An epoch ends, whose mask is made on the CPU, and the next begins on another device.
+    state.reset()
+    state.begin(1, torch.ones(1, 3, dtype=torch.long, device="meta"))
+    again = State()
+    again.begin(1)
+    again.write(slot, total=torch.zeros(1, 1))
+    again.load_state_dict(again.state_dict())
+    assert again.read(slot, {"total": torch.zeros(1, 1, device="meta")})["total"].is_meta

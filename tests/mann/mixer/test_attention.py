@@ -116,3 +116,11 @@ def test_large_scores_do_not_overflow():
 def test_heads_that_do_not_fit_are_named(d_model, n_heads):
     with pytest.raises(ValueError, match=r"choose n_heads among \[1, 2, 3, 6\]"):
         CausalAttention(d_model, n_heads)
+
+
+def test_second_derivatives_are_refused():
+    q, k, v = (randn(2, 5, 4, seed=seed) for seed in range(3))
+    y = causal_attention(q, k, v, context(2, 5), 4)
+    (first,) = torch.autograd.grad(y.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

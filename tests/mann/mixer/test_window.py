@@ -74,3 +74,9 @@ def test_bfloat16_autocast_is_near():
 def test_a_window_without_positions_is_refused():
     with pytest.raises(ValueError, match="window >= 1"):
         SlidingWindowAttention(16, 2, window=0)
+
+
+@pytest.mark.parametrize("mixer", [CausalAttention, SlidingWindowAttention])
+def test_blocks_without_queries_are_refused(mixer):
+    with pytest.raises(ValueError, match="at least 1 query"):
+        mixer(16, 2, block=-1)(torch.randn(1, 5, 16), context(1, 5))
