@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mann.norm import sum_dtype
 
@@ -24,7 +25,12 @@ def spans(time: int, held: int, block: int, window: int | None) -> list[tuple[sl
         held: Keys in front of the first query's own.
         block: Queries per block.
         window: Keys that a query sees, its own the last; ``None``: all.
+
+    Raises:
+        ValueError: If a block has no queries.
     """
+    if block < 1:
+        raise ValueError(f"block={block}: give at least 1 query per block, such as 64")
     found = []
     for start in range(0, time, block):
         end = min(start + block, time)
@@ -58,6 +64,7 @@ class _Attend(torch.autograd.Function):
         return y, total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, grad_total):  # type: ignore[override]
         q, k, v, *weights = ctx.saved_tensors
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -86,6 +93,7 @@ def attend(
 
     Each block multiplies only with the keys that one of its queries sees, so the cost is linear in ``window``, with
     plain matrix products on any device. Keys may begin before the queries do; the last stand at the same positions.
+    First derivatives only.
 
     Args:
         q: Queries, batch and heads folded into ``sequences``.

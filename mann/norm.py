@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 EPSILON = 1e-6
 
@@ -33,6 +34,7 @@ class _RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         y, inverse = ctx.saved_tensors
         along = (grad * y).mean(-1, keepdim=True, dtype=sum_dtype(y))
@@ -44,7 +46,7 @@ def rms_norm(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
 
     .. math:: y = x \, / \sqrt{\tfrac{1}{d} \sum_i x_i^2 + \epsilon}
 
-    Under autocast the result is already in the type the next matrix product wants.
+    Under autocast the result is already in the type the next matrix product wants. First derivatives only.
 
     Reference:
         Zhang and Sennrich, "Root mean square layer normalization", 2019. arXiv:1910.07467.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mann.norm import EPSILON, sum_dtype
 
@@ -42,6 +43,7 @@ class _QueriesKeys(torch.autograd.Function):
         return y[:, :, 0], y[:, :, 1]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_q, grad_k):  # type: ignore[override]
         y, inverse, difference, share, scale, *tables = ctx.saved_tensors
         grad = torch.stack([grad_q, grad_k], 2)
@@ -84,6 +86,8 @@ def queries_keys(
     .. math::
         \tilde k_t = k_t + a (k_{t-1} - k_t), \qquad
         q'_t = R_t \, \gamma \, \mathrm{rms}(q_t), \qquad k'_t = R_t \, \mathrm{rms}(\tilde k_t)
+
+    First derivatives only.
 
     References:
         Su et al., "RoFormer", 2021. arXiv:2104.09864;

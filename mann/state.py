@@ -95,9 +95,11 @@ class State:
                 f"slot {slot.state_key!r} left {shapes[0]} and now asks for {shapes[1]}: is this the state of another "
                 "model? Begin with a new State()"
             )
+        # A checkpoint comes back on the CPU, wherever the network computes.
+        held = {name: value.to(start[name].device) for name, value in held.items()}
         fresh = self._fresh.get(slot.state_key)
         if fresh is None:
-            return dict(held)
+            return held
         where = {
             name: fresh.to(value.device).view(-1, *[1] * (value.ndim - 1)) for name, value in held.items()
         }
@@ -124,7 +126,7 @@ class State:
             if key in self._loaded:
                 memory.load_state_dict(self._loaded.pop(key))
                 if (emptied := self._emptied.pop(key, None)) is not None:
-                    memory.reset(emptied)
+                    memory.reset(emptied.cpu())
             self._memories[key] = memory
         return self._memories[key]
 
@@ -145,7 +147,7 @@ class State:
                 f"reset needs a mask of {self._rows} rows, got {rows.dtype} of shape {tuple(rows.shape)}"
             )
         for known, noted in ((self._tensors, self._fresh), (self._loaded, self._emptied)):
-            noted.update({key: noted[key] | rows if key in noted else rows for key in known})
+            noted.update({key: noted[key].to(rows.device) | rows if key in noted else rows for key in known})
         for memory in self._memories.values():
             memory.reset(rows.cpu())
 
