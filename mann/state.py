@@ -41,6 +41,8 @@ class State:
 
     def __init__(self) -> None:
         self._tensors: dict[str, dict[str, Tensor]] = {}
+        # What slots wrote in this segment, for the next: who reads again (checkpointed activations) finds the old.
+        self._written: dict[str, dict[str, Tensor]] = {}
         self._memories: dict[str, RollingMemory] = {}
         self._loaded: dict[str, Mapping[str, Any]] = {}
         # Rows that were reset since their slot wrote, and since a memory was loaded that nobody has asked for yet.
@@ -69,6 +71,7 @@ class State:
                 f"a batch of {rows} rows for a state of {self._rows}: give as many rows as before, or a new State()"
             )
         self._rows = rows
+        self._end()
         if documents is None:
             return
         if self._document is not None:
@@ -107,8 +110,14 @@ class State:
 
     def write(self, slot: Streaming, **values: Tensor) -> None:
         """Leave tensors, rows in front, for the next segment."""
-        self._tensors[slot.state_key] = values
-        self._fresh.pop(slot.state_key, None)
+        self._written[slot.state_key] = values
+
+    def _end(self) -> None:
+        """The segment is over: what was written in it is what the next one reads."""
+        for key, values in self._written.items():
+            self._tensors[key] = values
+            self._fresh.pop(key, None)
+        self._written = {}
 
     def memory(self, slot: Streaming, make: Callable[[], RollingMemory]) -> RollingMemory:
         """The rolling memory of a slot.
@@ -141,6 +150,7 @@ class State:
         """
         if self._rows is None:
             return
+        self._end()
         rows = torch.ones(self._rows, dtype=torch.bool) if rows is None else rows
         if rows.dtype != torch.bool or tuple(rows.shape) != (self._rows,):
             raise ValueError(
@@ -153,11 +163,13 @@ class State:
 
     def detach(self) -> None:
         """End the gradient here: the next segment does not reach back into this one."""
+        self._end()
         for values in self._tensors.values():
             values.update({name: value.detach() for name, value in values.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and names by which :meth:`load_state_dict` goes on exactly here; copies."""
+        self._end()
         memories = {key: memory.state_dict() for key, memory in self._memories.items()}
         return {
             "version": _VERSION,

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from mann.norm import sum_dtype
 from retrieval.rows import gradient_rows
 
-__all__ = ["CatchUpAdam", "RowAdam", "RowScalarAdam", "clip_factor", "round_stochastically"]
+__all__ = ["CatchUpAdam", "RowAdam", "RowScalarAdam", "about_to_read", "clip_factor", "round_stochastically"]
 
 Rows = Int[Tensor, " rows"]
 Values = Float[Tensor, "rows width"]
@@ -351,6 +351,12 @@ class CatchUpAdam(_RowOptimizer):
             for table in group["params"]:
                 for rows in torch.arange(len(table), device=table.device).split(PIECE):
                     self.catch_up(table, rows)
+
+
+def about_to_read(embedding: nn.Module, rows: Int[Tensor, "..."]) -> None:
+    """Say which rows are read, where an embedding's weight is read without calling it: who follows it wants to know."""
+    for hook in embedding._forward_pre_hooks.values():
+        hook(embedding, (rows,))
 
 
 def _before_reading(optimizer: CatchUpAdam, embedding: nn.Module, given: tuple[Any, ...]) -> None:

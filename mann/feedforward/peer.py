@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mann.product_keys import ProductKeys, QueryNorm, Rows, Scores
+from mann.table_optim import about_to_read
 from retrieval.rows import match_rows, sum_rows
 
 
@@ -84,5 +85,7 @@ class PEER(nn.Module):
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         weights, experts = self.look_up(x)
         experts, sparse = experts.flatten(2), self.up.sparse
+        about_to_read(self.up, experts)
+        about_to_read(self.down, experts)
         hidden = self.activation(match_rows(self.up.weight, experts, x, sparse=sparse))
         return sum_rows(self.down.weight, experts, hidden * weights.flatten(2), sparse=sparse).to(x.dtype)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mann.linear import Linear
 from mann.product_keys import ProductKeys, QueryNorm, Rows, Scores
+from mann.table_optim import about_to_read
 from retrieval.rows import sum_rows
 
 
@@ -96,6 +97,7 @@ class ProductKeyMemory(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         weights, rows = self.look_up(x)
+        about_to_read(self.table, rows)
         read = sum_rows(self.table.weight, rows.flatten(2), weights.flatten(2), sparse=self.table.sparse)
         read = read.to(x.dtype)
         if self.gate is not None:

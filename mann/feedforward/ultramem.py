@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mann.linear import Linear
 from mann.product_keys import largest
+from mann.table_optim import about_to_read
 
 Scores = Float[Tensor, "tokens cores k"]
 Rows = Int[Tensor, "tokens k"]
@@ -166,6 +167,7 @@ class UltraMem(nn.Module):
         through = torch.arange(self.expansion, device=x.device).expand(len(seen), -1).contiguous()
         first = torch.searchsorted(seen, through)[:, None].expand(-1, self.n_cores, -1).flatten(0, 1)
         first = first + torch.arange(0, stored.numel(), self.k, device=x.device)[:, None]
+        about_to_read(self.table, stored)
         read = F.embedding_bag(
             stored.flatten(),
             self.table.weight,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from mann.context import Context
 from mann.memory.base import Memory
 from mann.norm import rms_norm
 from mann.readers import AttentionReader, Reader
+from mann.sourced import Sourced
 from retrieval import Source
 
 
-class ExternalMemory(Memory):
+class ExternalMemory(Sourced, Memory):
     r"""Looks up stored contexts like the present one and reads them.
 
     .. math:: u_t = \mathrm{reader}\big(\hat x_t, \; \mathrm{source}(x_{\le t})\big)
@@ -55,15 +56,3 @@ class ExternalMemory(Memory):
         reader = cast(Reader, self.reader)
         window = context.window(self.source, self.k, reader.before, reader.after)
         return self.reader(rms_norm(x), neighbors, window)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What the memory was trained with, so that a checkpoint refuses another store."""
-        return {"source": self.source.fingerprint, "k": self.k}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained with another store."""
-        if state["source"] != self.source.fingerprint:
-            raise ValueError(
-                f"the checkpoint was trained with source {state['source'][:12]}, this memory has "
-                f"{self.source.fingerprint[:12]}: rebuild the store it was trained with"
-            )

@@ -35,10 +35,10 @@ class NeuralMemory(Streaming, Memory):
 
     or :math:`k + W k` without a hidden layer. Gates are functions of :math:`x_t`,
     :math:`\theta_t = (1 - \eta_t) \, \sigma(w x_t) \, \rho / \text{chunk}`: the steps of one chunk and their momentum
-    add up to :math:`\rho` at most, so that a chunk of one and the same key does not overshoot. Keys and queries have
-    unit length, and keys are mixed with the ones before them as in :class:`~mann.CausalAttention`. Each document is
-    cut into chunks of its own and begins with learned weights; a :class:`~mann.State` carries the weights to the next
-    segment.
+    add up to :math:`\rho` at most, so that without a hidden layer a chunk of one and the same key does not overshoot.
+    The input is normalised, queries, keys and values have unit length, and keys are mixed with the ones before them as
+    in :class:`~mann.CausalAttention`. Each document is cut into chunks of its own and begins with learned weights; a
+    :class:`~mann.State` carries the weights to the next segment.
 
     What a chunk leaves is a sum over its positions, weighted by products of gates. No weights of single positions are
     ever made, and the inner gradients are written out, so that the outer ones are first derivatives.
@@ -93,6 +93,8 @@ class NeuralMemory(Streaming, Memory):
     ) -> Float[Tensor, "batch time width"]:
         batch, time, width = x.shape
         kind = sum_dtype(x)
+        # Gates and inner steps are made for inputs of unit size: of larger ones two layers diverge.
+        x = rms_norm(x)
         q, k, v = self.qkv(x).view(batch, time, 3, self.n_heads, self.d_head).unbind(2)
         begin = self.start.to(kind).expand(batch, *self.start.shape)
         start = {
@@ -110,8 +112,8 @@ class NeuralMemory(Streaming, Memory):
         with without_autocast(x):
             left, total = weighted(chunks, self.step, gates)
             # A root mean square of one over the root of the width is unit length.
-            q, k = (rms_norm(part.to(kind)) * self.d_head**-0.5 for part in (q, k))
-            q, k, v = (chunks.split(part.to(kind)).permute(1, 0, 3, 2, 4) for part in (q, k, v))
+            q, k, v = (rms_norm(part.to(kind)) * self.d_head**-0.5 for part in (q, k, v))
+            q, k, v = (chunks.split(part).permute(1, 0, 3, 2, 4) for part in (q, k, v))
             y, ends = learned(chunks, q, k, v, left, total, begin, held)
             y = rms_norm(chunks.merge(y.permute(1, 0, 3, 2, 4))).reshape(batch, time, width)
         if context.state is not None and chunks.filled is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -14,11 +12,12 @@ from mann.context import Context
 from mann.linear import Linear
 from mann.memory.base import Memory
 from mann.norm import rms_norm
+from mann.sourced import Sourced
 from mann.state import Streaming
 from retrieval import Source
 
 
-class ChunkedCrossAttention(Streaming, Memory):
+class ChunkedCrossAttention(Sourced, Streaming, Memory):
     r"""Cross-attention to the neighbours of the last complete chunk.
 
     Documents are cut into chunks of :math:`m` tokens. The :math:`k` neighbours found at the last token of chunk
@@ -177,15 +176,3 @@ class ChunkedCrossAttention(Streaming, Memory):
             scores = torch.cat([scores, away], -1)
         share = scores.softmax(-1)[..., : key.shape[-2]].to(value.dtype)
         return (share @ value).transpose(-2, -3).flatten(-2)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What the memory was trained with, so that a checkpoint refuses another store."""
-        return {"source": self.source.fingerprint, "k": self.k}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained with another store."""
-        if state["source"] != self.source.fingerprint:
-            raise ValueError(
-                f"the checkpoint was trained with source {state['source'][:12]}, this memory has "
-                f"{self.source.fingerprint[:12]}: rebuild the store it was trained with"
-            )

@@ -16,6 +16,7 @@ from mann.context import Context
 from mann.norm import sum_dtype
 from mann.past import token_masses
 from mann.readout.base import IGNORE, Readout, SoftmaxReadout
+from mann.sourced import Sourced
 from retrieval import Datastore, Neighbors, Source
 
 __all__ = ["KNNReadout"]
@@ -48,7 +49,7 @@ class Follower(Protocol):
         ...
 
 
-class KNNReadout(Readout):
+class KNNReadout(Sourced, Readout):
     r"""Interpolates the vocabulary distribution with one over the answers of the nearest stored entries.
 
     .. math::

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from mann.context import Context
 from mann.readers import ScoreFeatures
 from mann.readout.base import IGNORE, Readout, SoftmaxReadout
+from mann.sourced import Sourced
 from retrieval import Source
 from retrieval.rows import match_rows
 
 
-class PointerReadout(Readout):
+class PointerReadout(Sourced, Readout):
     r"""Mixes the vocabulary distribution with one over the answers of the neighbours.
 
     .. math::

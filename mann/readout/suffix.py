@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mann.context import Context
 from mann.norm import sum_dtype
 from mann.readout.base import IGNORE, Readout, SoftmaxReadout
+from mann.sourced import Sourced
 from retrieval import Neighbors, Source, SuffixSource
 from retrieval.search import Searchable, run_search
 from retrieval.source import query_context
@@ -26,7 +27,7 @@ NOTHING = float("-inf")
 PIECE = 1 << 22
 
 
-class SuffixReadout(Readout):
+class SuffixReadout(Sourced, Readout):
     r"""Interpolates the vocabulary distribution with the counts of all tokens after the longest match.
 
     .. math::

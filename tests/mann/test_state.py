@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mann import Memory, State, Streaming, Transformer
 from retrieval import RollingMemory
@@ -108,6 +109,20 @@ def test_detached_segments_have_the_same_values_and_no_gradient_beyond():
     assert not grad.any()
 
 
+def test_checkpointed_activations_have_the_same_gradients():
+    model, ids = network(layers=(0,)), tokens(time=2 * TIME)
+    memory = model.memory["0"]
+    plain, grads = memory.forward, []
+    for forward in (plain, lambda x, context: checkpoint(plain, x, context, use_reentrant=False)):
+        state = State()
+        model(ids[:, :TIME], state=state)
+        memory.forward = forward
+        model.zero_grad()
+        model(ids[:, TIME:], state=state).square().sum().backward()
+        grads.append(memory.out.weight.grad.clone())
+    torch.testing.assert_close(*grads)
+
+
 def test_a_reset_row_begins_anew_and_the_other_goes_on():
     model, ids = network(), tokens(time=2 * TIME)
     state = State()
@@ -172,6 +187,7 @@ def test_what_goes_wrong_is_said():
         state.reset(torch.tensor([True]))
     slot = Total(4)
     state.write(slot, total=torch.zeros(2, 4))
+    state.begin(2)
     with pytest.raises(ValueError, match="another model"):
         state.read(slot, {"total": torch.zeros(2, 5)})
     with pytest.raises(ValueError, match="format 1"):
@@ -186,6 +202,8 @@ def test_contexts_of_one_label_go_on():
         state.begin(1, torch.full_like(documents, label))
         assert state.read(slot, start)["total"].item() == expected
         state.write(slot, total=torch.ones(1, 1))
+        # Until the next segment begins.
+        assert state.read(slot, start)["total"].item() == expected
 
 
 def test_partial_builds_are_streaming_too():

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from torch import nn
 
 from experiments.ledger import Ledger
-from mann.optim import ROLES, TABLE_MODES, RoleOptimizer
+from mann import PEER, ProductKeyMemory, Transformer
+from mann.module import RATES
+from mann.optim import ROLES, TABLE_MODES, RoleOptimizer, parameter_roles
 from mann.table_optim import CatchUpAdam, RowAdam, RowScalarAdam, clip_factor, round_stochastically
 from tests.mann.inputs import randn
 
@@ -343,3 +346,26 @@ def test_attributes_that_say_nothing_are_named():
     model["table"].get_parameter("weight").table_mode = "eager"  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="'eager': use one of lazy, catch_up, row_scalar, dense"):
         RoleOptimizer(model, dict.fromkeys(ROLES, 0.1))
+
+
+@pytest.mark.parametrize("kind", [ProductKeyMemory, PEER])
+def test_tables_that_are_read_without_a_call_catch_up_too(kind):
+    def trained(mode):
+        torch.manual_seed(0)
+        build = partial(kind, n_keys=8, k=2, n_heads=1)
+        model = Transformer(29, 16, 2, 2, feedforward={1: build}).double()
+        for table in parameter_roles(model)["table"]:
+            table.table_mode = mode
+        optimizer, losses = RoleOptimizer(model, RATES), []
+        for number in range(6):
+            tokens = torch.randint(0, 29, (2, 25), generator=torch.Generator().manual_seed(number))
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:]).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    dense = trained("dense")
+    assert trained("catch_up") == pytest.approx(dense, abs=1e-6)
+    assert trained("lazy") != pytest.approx(dense, abs=1e-6)

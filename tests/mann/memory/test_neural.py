@@ -51,14 +51,15 @@ def naive_head(start, q, k, v, theta, eta, alpha, chunk, run):
 def naive_memory(module, x, run):
     rows, time, width = x.shape
     size = width // HEADS
+    x = F.rms_norm(x, x.shape[-1:], eps=1e-6)
     q, k, v = (module.qkv(x)[..., width * i : width * (i + 1)].unflatten(-1, (HEADS, size)) for i in range(3))
     shifted = [k[:, 0]]
     for t in range(1, time):
         earlier = torch.stack([k[b, t - (run[b, t] == run[b, t - 1]).int()] for b in range(rows)])
         shifted.append(k[:, t] + module.shift.sigmoid() * (earlier - k[:, t]))
-    q, k = (
+    q, k, v = (
         part / (part.square().sum(-1, keepdim=True) + 1e-6 * size).sqrt()
-        for part in (q, torch.stack(shifted, 1))
+        for part in (q, torch.stack(shifted, 1), v)
     )
     theta, eta, alpha = (module.gates(x).unflatten(-1, (3, HEADS)) + module.bias).sigmoid().unbind(2)
     steps, rows_read = module.step * theta * (1 - eta), []
@@ -134,8 +135,8 @@ def test_without_momentum_and_decay_a_linear_memory_is_gradient_descent():
         module.start.zero_()
         module.shift.fill_(-1e9)
         module.out.weight.copy_(torch.eye(WIDTH))
-    q, k, v = module.qkv(x).view(12, 3, HEADS, -1).unbind(1)
-    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    normal = F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    q, k, v = F.normalize(module.qkv(normal).view(12, 3, HEADS, -1), dim=-1).unbind(1)
     weights = 2 * module.step * torch.einsum("thk,thv->hkv", k[:6], (v - k)[:6])
     read = q[6:] + torch.einsum("thk,hkv->thv", q[6:], weights)
     read = read / read.square().mean(-1, keepdim=True).sqrt()
