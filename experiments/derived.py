@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from experiments.controls import CountModel, Mixture, cross_fitted_nats
+from experiments.controls import CountModel, Mixture, cross_fitted_nats, recency
 from experiments.controls.mixture import mixing_price
+from experiments.controls.recency import N_BUCKETS, recency_price
 from experiments.data import Corpus
 from experiments.evaluation import Evaluation, Scored, losses_of
 from experiments.revision import code_digest
@@ -20,7 +21,7 @@ from retrieval import Passages
 
 ORDER = 5
 # How names of derived arms end.
-DERIVED = (" + counts", ", memory off")
+DERIVED = (" + counts", " + recency", ", memory off")
 
 
 def derive(
@@ -42,7 +43,7 @@ def derive(
         "control": True,
         "losses": losses,
         "probes": {},
-        "parent": row["run"],
+        "parent": row.get("parent") or row["run"],
         **changes,
     }
 
@@ -100,20 +101,7 @@ class Counts:
 
     def mixed(self, scored: Mapping[str, Scored]) -> dict[str, Scored]:
         """A network mixed with the counts; weights fitted on valid, never where they are reported."""
-        n_buckets = self.bill["n_buckets"]
-        network = {name: -split.nll.astype(np.float64) for name, split in scored.items()}
-        p, bucket = self.scores["valid"]
-        mixture = Mixture.fit(network["valid"], p, bucket, n_buckets, split="valid")
-        found = {}
-        for name, split in scored.items():
-            p, bucket = self.scores[name]
-            if name == "valid":
-                # Every other target takes its weights from the rest.
-                nats = cross_fitted_nats(network[name][:, None], p[:, None], bucket[:, None], n_buckets)[:, 0]
-            else:
-                nats = mixture.nats(network[name], p, bucket, split=name)
-            found[name] = replace(split, nll=nats)
-        return found
+        return mixed(scored, self.scores, self.bill["n_buckets"])
 
     def row(self, parent: Mapping[str, Any], scored: Mapping[str, Scored], regime: str) -> dict[str, Any]:
         """The row of "parent + counts"."""
@@ -135,6 +123,62 @@ class Counts:
             read_bytes=parent["read_bytes"] + self.bill["read_bytes"],
             control=parent["arm"] == "dense",
         )
+
+
+def with_recency(
+    row: Mapping[str, Any],
+    scored: Mapping[str, Scored],
+    evaluations: Mapping[str, Evaluation],
+    vocab_size: int,
+) -> dict[str, Any]:
+    """The row of "parent + recency": mixed with counts of what the same document has said before, too.
+
+    Args:
+        row: The parent, mixed with counts of other text.
+        scored: Its losses.
+        evaluations: Held-out windows by split.
+        vocab_size: Number of tokens.
+    """
+    scores = {}
+    for name, evaluation in evaluations.items():
+        batch = evaluation.windows.batch(evaluation.chosen)
+        tokens, targets, documents = (batch[key].numpy() for key in ("tokens", "targets", "documents"))
+        found, kept = recency(tokens, targets, documents, vocab_size), targets >= 0
+        scores[name] = found.probability[kept], found.bucket[kept]
+    time = next(iter(evaluations.values())).windows.length
+    prices = [sum(parts) for parts in zip(recency_price(time), mixing_price(vocab_size), strict=True)]
+    return derive(
+        row,
+        f"{row['arm']} + recency",
+        row["regime"],
+        losses_of(mixed(scored, scores, N_BUCKETS)),
+        read_flops=row["read_flops"] + prices[0],
+        read_bytes=row["read_bytes"] + prices[1],
+    )
+
+
+def mixed(
+    scored: Mapping[str, Scored], counts: Mapping[str, tuple[np.ndarray, np.ndarray]], n_buckets: int
+) -> dict[str, Scored]:
+    """Losses of a model mixed with counts; weights fitted on valid, never where they are reported.
+
+    Args:
+        scored: The model's losses by split.
+        counts: For each scored target the probability that counts give it, and the bucket.
+        n_buckets: How many buckets there are.
+    """
+    network = {name: -split.nll.astype(np.float64) for name, split in scored.items()}
+    mixture = Mixture.fit(network["valid"], *counts["valid"], n_buckets, split="valid")
+    found = {}
+    for name, split in scored.items():
+        p, bucket = counts[name]
+        if name == "valid":
+            # Every other target takes its weights from the rest.
+            nats = cross_fitted_nats(network[name][:, None], p[:, None], bucket[:, None], n_buckets)[:, 0]
+        else:
+            nats = mixture.nats(network[name], p, bucket, split=name)
+        found[name] = replace(split, nll=nats)
+    return found
 
 
 def _digest(shape: Mapping[str, Any]) -> str:

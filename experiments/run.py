@@ -15,7 +15,7 @@ import torch
 from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS, Arm, arm_named
 from experiments.controls import copying
 from experiments.data import Windows, training_order
-from experiments.derived import Counts, derive
+from experiments.derived import Counts, derive, with_recency
 from experiments.errors import RunError
 from experiments.evaluation import Evaluation, Scored, evaluate, losses_of, read_bill, without_memory
 from experiments.frontier import budget_key
@@ -245,7 +245,8 @@ class _Execution:
                     row, f"{self.run.arm}, memory off", self.run.regime, self._knockout(network, evaluations)
                 )
             )
-        if self.settings["counts"]:
+        # Counts say what the next token is, not what is asked of a made-up task.
+        if self.settings["counts"] and self.corpus.train.answers is None:
             rows += self._with_counts(row, scored, evaluations, n_windows)
         row["seconds"]["evaluate"] = time.perf_counter() - begin
         # Without one of them the run is not whole.
@@ -302,10 +303,14 @@ class _Execution:
         stores = {SAME_TOKENS: same, WHOLE_CORPUS: self.corpus.train.passages(self.corpus.vocab_size)}
         if self.run.regime != NO_STORE:
             stores = {self.run.regime: stores[self.run.regime]}
-        return [
-            Counts(self.corpus, passages, evaluations, self.workspace.cache).row(row, scored, regime)
-            for regime, passages in stores.items()
-        ]
+        rows = []
+        for regime, passages in stores.items():
+            counts = Counts(self.corpus, passages, evaluations, self.workspace.cache)
+            rows.append(counts.row(row, scored, regime))
+            if regime == SAME_TOKENS:
+                both = counts.mixed(scored)
+                rows.append(with_recency(rows[-1], both, evaluations, self.corpus.vocab_size))
+        return rows
 
     def _read(self, network: Transformer, evaluation: Evaluation) -> dict[str, Any]:
         batch = next(evaluation.batches())

@@ -56,3 +56,12 @@ def recency(
             bucket[row] = np.where(times, 1 + order * COUNT_BINS + often, bucket[row])
     probability[targets == IGNORED] = 1.0
     return CountScores(probability, bucket)
+
+
+def recency_price(time: int) -> tuple[int, int]:
+    """FLOPs and bytes a position of :func:`recency`: every earlier position is compared, and counted at each order.
+
+    Args:
+        time: Positions in a window; half of them are earlier, on average.
+    """
+    return time // 2 * (2 + 3 * ORDERS), time // 2 * 8 * (1 + ORDERS)

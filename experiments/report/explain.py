@@ -39,6 +39,10 @@ CONTROLS = {
         "The dense model mixed with counts of the n-grams in the same text. It trains nothing, so a "
         "learned memory that does not beat it has learned nothing that counting would not give."
     ),
+    "dense + counts + recency": (
+        "The same, mixed with counts of what the document itself has said so far in the window too: what a cache of "
+        "earlier states has to beat. Arms are mixed with the same, under their own name."
+    ),
     "unigram table": (
         "A table of the size of the n-gram memory, indexed by the last token alone: what the "
         "parameters buy without the n-grams."

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.arms import SAME_TOKENS
+from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS
 from experiments.data import TextCorpus
 from experiments.evaluation import Evaluation, Scored, evaluate, losses_of
 from experiments.run import Run, execute
@@ -47,13 +47,18 @@ def test_every_row_of_a_run_tells_the_same_documents(tmp_path: Path) -> None:
     corpus = TextCorpus(folder, vocab_size=257, cache=tmp_path / "corpora", pattern="test_*.py")
     workspace = Workspace(corpus, tmp_path / "out", tmp_path / "cache")
     rows = execute(Run("test", "ngram", SAME_TOKENS, 0, 16, 2e9, SETTINGS), workspace)
-    assert [row["arm"] for row in rows] == ["ngram", "ngram, memory off", "ngram + counts"]
+    assert [row["arm"] for row in rows] == [
+        "ngram",
+        "ngram, memory off",
+        "ngram + counts",
+        "ngram + counts + recency",
+    ]
     told = [row["losses"]["test"]["documents"] for row in rows]
     assert all(each["bytes"] == told[0]["bytes"] for each in told)
     for row, each in zip(rows, told, strict=True):
         bits = sum(each["nats"]) / math.log(2) / sum(each["bytes"])
         assert bits == pytest.approx(row["losses"]["test"]["bits_per_byte"], rel=1e-5)
-    assert len({tuple(each["nats"]) for each in told}) == 3
+    assert len({tuple(each["nats"]) for each in told}) == 4
     # Two tables, of which each position reads two rows of each order; shuffled they are worth something else.
     tables = rows[0]["probes"]["tables"]
     assert set(tables) == {"memory.0.table", "memory.1.table"}
@@ -61,3 +66,22 @@ def test_every_row_of_a_run_tells_the_same_documents(tmp_path: Path) -> None:
     assert tables["memory.0.table"]["reads"] == tables["memory.1.table"]["reads"]
     shuffled = rows[0]["probes"]["shuffled"]["nats_per_token"]
     assert shuffled != rows[0]["losses"]["test"]["nats_per_token"]
+
+
+def test_dense_is_mixed_with_what_the_text_itself_has_said_too(tmp_path: Path) -> None:
+    folder = Path(__file__).parent
+    corpus = TextCorpus(folder, vocab_size=257, cache=tmp_path / "corpora", pattern="test_*.py")
+    workspace = Workspace(corpus, tmp_path / "out", tmp_path / "cache")
+    rows = execute(Run("test", "dense", NO_STORE, 0, 16, 2e9, SETTINGS), workspace)
+    names = [(row["arm"], row["regime"]) for row in rows]
+    assert names == [
+        ("dense", NO_STORE),
+        ("dense + counts", SAME_TOKENS),
+        ("dense + counts + recency", SAME_TOKENS),
+        ("dense + counts", WHOLE_CORPUS),
+    ]
+    assert {row.get("parent") for row in rows[1:]} == {rows[0]["run"]}
+    _, counts, recent, _ = (row["losses"]["test"]["bits_per_byte"] for row in rows)
+    assert recent != counts
+    assert rows[2]["read_flops"] > rows[1]["read_flops"]
+    assert rows[2]["train_flops"] == rows[1]["train_flops"]
