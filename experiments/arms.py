@@ -162,6 +162,14 @@ ARMS: dict[str, Arm] = {
         Arm("ngram + cache", _with(_BIGRAMS_TRIGRAMS, _CACHE), like="ngram"),
         Arm("ngram + TRIME", _with(_BIGRAMS_TRIGRAMS, _TRIME), like="ngram"),
         Arm("ngram + product keys", _with(_BIGRAMS_TRIGRAMS, _PRODUCT_KEYS), like="ngram"),
+        Arm("ngram + knn", _with(_BIGRAMS_TRIGRAMS, _retrieved), ContextSource, like="knn"),
+        Arm("product keys + knn", _with(_PRODUCT_KEYS, _retrieved), ContextSource, like="knn"),
+        Arm(
+            "ngram + product keys + knn",
+            _with(_BIGRAMS_TRIGRAMS, _PRODUCT_KEYS, _retrieved),
+            ContextSource,
+            like="knn",
+        ),
     )
 }
 
