@@ -127,9 +127,10 @@ def past_masses(
     Shapes:
         queries and keys: ``[batch, time, width]``; outputs: ``[batch, time]`` and ``[batch, time, vocab]``.
     """
-    q, k, masks = _shifted(queries, keys, context, context.tokens.shape[1])
+    # In base 2 as above, so that both round alike in half precision.
+    q, k, masks = _shifted(queries * LOG2_E, keys, context, context.tokens.shape[1])
     mask = masks[0][..., : q.shape[1], : q.shape[1]]
-    scores = (torch.bmm(q, k.transpose(1, 2)) + mask).to(sum_dtype(q))
+    scores = (torch.bmm(q, k.transpose(1, 2)) + mask).to(sum_dtype(q)) * LN_2
     masses = token_masses(scores, context.tokens[:, None, 1:].expand_as(scores), vocab_size)
     return _placed(scores.logsumexp(-1), context), _placed(masses, context)
 

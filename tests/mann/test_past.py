@@ -1,7 +1,9 @@
+from functools import partial
+
 import pytest
 import torch
 
-from mann import Context
+from mann import CacheReadout, Context, TRIMEReadout
 from mann.past import past_mass, past_masses, token_masses
 from tests.mann.inputs import assert_same, labels, randn, runs
 
@@ -87,3 +89,17 @@ def test_sums_by_token():
     assert (found[:, 2] == float("-inf")).all()
     (grad,) = torch.autograd.grad(torch.logaddexp(found, torch.zeros_like(found)).sum(), nothing)
     assert torch.equal(grad == 0, tokens == 2)
+
+
+@pytest.mark.parametrize("build", [partial(TRIMEReadout, temperature=0.3), CacheReadout])
+def test_the_loss_is_that_of_the_probabilities_in_half_precision_too(build):
+    torch.manual_seed(0)
+    readout = build(32, VOCAB).eval()
+    for parameter in readout.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, tokens = 2 * torch.randn(2, 90, 32), torch.randint(0, VOCAB, (2, 90))
+    context, targets = Context(tokens), tokens.roll(-1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, log_p = readout(x, context, targets), readout(x, context)
+    told = -log_p.gather(-1, targets[..., None]).squeeze(-1)
+    assert (loss - told).abs().max() < 0.02
