@@ -118,7 +118,7 @@ def _with(*parts: Callable[..., dict[str, Any]]) -> Callable[[int, Source | None
 
 
 _BIGRAMS_TRIGRAMS = partial(_ngram, orders=(2, 3))
-_PRODUCT_KEYS = partial(_last, slot="feedforward", kind=ProductKeyMemory, k=16)
+_PRODUCT_KEYS = partial(_last, slot="feedforward_at", kind=ProductKeyMemory, k=16)
 _CACHE = partial(_everywhere, readout=CacheReadout)
 _TRIME = partial(_everywhere, readout=TRIMEReadout)
 _GRAPH = {"reader": GraphReader}
@@ -139,19 +139,19 @@ ARMS: dict[str, Arm] = {
         Arm("engram", _engram, like="ngram"),
         Arm("bigram", _bigram, like="ngram"),
         Arm("product keys", _PRODUCT_KEYS, like="ngram"),
-        Arm("PEER", partial(_last, slot="feedforward", kind=PEER), like="ngram"),
-        Arm("UltraMem", partial(_last, slot="feedforward", kind=UltraMem, k=16), like="ngram"),
-        Arm("STEM", partial(_last, slot="feedforward", kind=STEM, vocab_size=2**16), like="ngram"),
+        Arm("PEER", partial(_last, slot="feedforward_at", kind=PEER), like="ngram"),
+        Arm("UltraMem", partial(_last, slot="feedforward_at", kind=UltraMem, k=16), like="ngram"),
+        Arm("STEM", partial(_last, slot="feedforward_at", kind=STEM, vocab_size=2**16), like="ngram"),
         Arm("mixture", partial(_everywhere, feedforward=MixtureOfExperts), like="dense"),
         Arm("window", partial(_everywhere, mixer=partial(SlidingWindowAttention, window=64)), like="dense"),
-        Arm("kNN attention", partial(_last, slot="mixer", kind=KNNAttention, window=64), like="dense"),
+        Arm("kNN attention", partial(_last, slot="mixer_at", kind=KNNAttention, window=64), like="dense"),
         Arm("latent", partial(_everywhere, mixer=LatentAttention), like="dense"),
         Arm(
             "native sparse",
             partial(_everywhere, mixer=partial(NativeSparseAttention, window=64, selected=4)),
             like="dense",
         ),
-        Arm("delta rule", partial(_last, slot="mixer", kind=DeltaRule, gated=True), like="dense"),
+        Arm("delta rule", partial(_last, slot="mixer_at", kind=DeltaRule, gated=True), like="dense"),
         Arm("neural memory", partial(_last, slot="memory", kind=NeuralMemory), like="dense"),
         Arm("slots", partial(_last, slot="memory", kind=MemorySlots), like="dense"),
         Arm("compressive", partial(_last, slot="memory", kind=CompressiveMemory), like="dense"),

@@ -131,27 +131,15 @@ class RowAdam(_RowOptimizer):
         state = self.state[table]
         beta1, beta2 = group["betas"]
         step = torch.tensor(float(state["step"]), device=table.device)
+        settings = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "weight_decay": 0.0}
+        settings |= {"amsgrad": False, "maximize": False}
         # Fused Adam corrects the second moment before it adds epsilon, this one after.
         eps = group["eps"] / (1 - beta2 ** state["step"]) ** 0.5
         size = max(1, CACHED // (values.element_size() * table.shape[1]))
         for here, grad in zip(rows.split(size), values.split(size), strict=True):
             weights = table.index_select(0, here).to(grad.dtype)
             mean, square = state["exp_avg"].index_select(0, here), state["exp_avg_sq"].index_select(0, here)
-            torch._fused_adam_(
-                [weights],
-                [grad],
-                [mean],
-                [square],
-                [],
-                [step],
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=0.0,
-                eps=eps,
-                amsgrad=False,
-                maximize=False,
-            )
+            torch._fused_adam_([weights], [grad], [mean], [square], [], [step], eps=eps, **settings)
             state["exp_avg"].index_copy_(0, here, mean)
             state["exp_avg_sq"].index_copy_(0, here, square)
             _write(table, here, weights, state["step"])

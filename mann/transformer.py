@@ -18,9 +18,6 @@ from mann.readout import Readout, SoftmaxReadout
 from mann.state import State, Streaming
 from retrieval import Neighbors
 
-Mixer = Callable[[int, int], nn.Module]
-Feedforward = Callable[[int], nn.Module]
-
 
 class Block(nn.Module):
     r"""One layer of the backbone, each part of it a slot.
@@ -61,10 +58,11 @@ class Transformer(nn.Module):
         d_model: Width of the residual stream.
         n_layers: Number of blocks.
         n_heads: Attention heads; the default gives heads of width 32.
-        mixer: ``mixer(d_model, n_heads)``, called as ``mixer(x, context)``; for one layer only as a mapping from layer
-            numbers: the others have the default.
+        mixer: ``mixer(d_model, n_heads)``, called as ``mixer(x, context)``.
         feedforward: ``feedforward(d_model)``, called as ``feedforward(x)``, or as ``feedforward(x, context)`` if it
-            takes a context; or a mapping as above.
+            takes a context.
+        mixer_at: Layer number -> mixer of that block, in place of ``mixer``.
+        feedforward_at: Layer number -> feedforward of that block, in place of ``feedforward``.
         memory: Layer number -> ``memory(d_model)``; its update is added *before* that block, and the key
             ``n_layers`` stands for "before the readout".
         readout: ``readout(d_model, vocab_size)``.
@@ -83,8 +81,10 @@ class Transformer(nn.Module):
         n_layers: int,
         n_heads: int | None = None,
         *,
-        mixer: Mixer | Mapping[int, Mixer] = CausalAttention,
-        feedforward: Feedforward | Mapping[int, Feedforward] = ReluSquared,
+        mixer: Callable[[int, int], nn.Module] = CausalAttention,
+        feedforward: Callable[[int], nn.Module] = ReluSquared,
+        mixer_at: Mapping[int, Callable[[int, int], nn.Module]] | None = None,
+        feedforward_at: Mapping[int, Callable[[int], nn.Module]] | None = None,
         memory: Mapping[int, Callable[[int], Memory]] | None = None,
         readout: Callable[[int, int], Readout] = SoftmaxReadout,
     ) -> None:
@@ -98,8 +98,8 @@ class Transformer(nn.Module):
                 f"memory at layers {unknown}, but the model has blocks 0..{n_layers - 1} "
                 f"(and {n_layers} means before the readout)"
             )
-        mixers = _by_layer("mixer", mixer, CausalAttention, n_layers)
-        feedforwards = _by_layer("feedforward", feedforward, ReluSquared, n_layers)
+        mixers = _by_layer("mixer_at", mixer_at, mixer, n_layers)
+        feedforwards = _by_layer("feedforward_at", feedforward_at, feedforward, n_layers)
         heads = n_heads if n_heads is not None else max(1, d_model // 32)
         self.vocab_size = vocab_size
         self.d_model = d_model
@@ -150,11 +150,10 @@ class Transformer(nn.Module):
         return self.readout(self.hidden(context), context, targets)
 
 
-def _by_layer(slot: str, given: Any, default: Any, n_layers: int) -> list[Any]:
+def _by_layer(name: str, given: Mapping[int, Any] | None, default: Any, n_layers: int) -> list[Any]:
     """What builds a slot of each block."""
-    if not isinstance(given, Mapping):
-        return [given] * n_layers
+    given = dict(given or {})
     unknown = [layer for layer in given if not 0 <= layer < n_layers]
     if unknown:
-        raise ValueError(f"{slot} for layers {unknown}, but the model has blocks 0..{n_layers - 1}")
+        raise ValueError(f"{name} has layers {unknown}, but the model has blocks 0..{n_layers - 1}")
     return [given.get(layer, default) for layer in range(n_layers)]

@@ -99,8 +99,7 @@ def adam(*weights: int) -> Step:
 
 def row_adam(named: int, distinct: int, width: int) -> Step:
     """Adam on the rows a step has named: their gradients are added up, then each distinct row moves once."""
-    moved = 3 + (1 + 3) + 1 + 1 + 3  # lerp; decay and addcmul with a factor; root; epsilon; addcdiv at a rate
-    return Step(optimizer=Work(rest=named * width + distinct * width * moved))
+    return Step(optimizer=Work(rest=named * width + distinct * width * 13))
 
 
 def product(n: int, into: int, out: int, bias: bool = False) -> Step:

@@ -93,7 +93,7 @@ def model(**slots) -> Transformer:
 def test_watching_counts_what_each_table_reads():
     memory = partial(NGramMemory, orders=(2,), n_heads=1, n_rows=64)
     keys = partial(ProductKeyMemory, n_keys=8, k=2, n_heads=3)
-    network, data = model(memory={0: memory}, feedforward={1: keys}), batch()
+    network, data = model(memory={0: memory}, feedforward_at={1: keys}), batch()
     with watch_tables(network) as tables:
         network(data["tokens"])
     network(data["tokens"])  # no longer watched

@@ -353,7 +353,7 @@ def test_tables_that_are_read_without_a_call_catch_up_too(kind):
     def trained(mode):
         torch.manual_seed(0)
         build = partial(kind, n_keys=8, k=2, n_heads=1)
-        model = Transformer(29, 16, 2, 2, feedforward={1: build}).double()
+        model = Transformer(29, 16, 2, 2, feedforward_at={1: build}).double()
         for table in parameter_roles(model)["table"]:
             table.table_mode = mode
         optimizer, losses = RoleOptimizer(model, RATES), []

@@ -165,7 +165,7 @@ def test_it_learns_to_copy():
 def test_a_slot_of_one_layer_leaves_the_others_as_they_are():
     torch.manual_seed(0)
     model = Transformer(
-        VOCAB, 16, 3, 2, feedforward={1: SwiGLU}, mixer={2: partial(SlidingWindowAttention, window=4)}
+        VOCAB, 16, 3, 2, feedforward_at={1: SwiGLU}, mixer_at={2: partial(SlidingWindowAttention, window=4)}
     )
     kinds = [(type(block.mixer), type(block.feedforward)) for block in model.blocks]
     assert kinds == [
@@ -173,5 +173,5 @@ def test_a_slot_of_one_layer_leaves_the_others_as_they_are():
         (CausalAttention, SwiGLU),
         (SlidingWindowAttention, ReluSquared),
     ]
-    with pytest.raises(ValueError, match=r"feedforward for layers \[3\], but the model has blocks 0..2"):
-        Transformer(VOCAB, 16, 3, 2, feedforward={3: SwiGLU})
+    with pytest.raises(ValueError, match=r"feedforward_at has layers \[3\], but the model has blocks 0..2"):
+        Transformer(VOCAB, 16, 3, 2, feedforward_at={3: SwiGLU})
