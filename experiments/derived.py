@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from experiments.controls import CountModel, Mixture, cross_fitted_nats, recency
+from experiments.controls import CountModel, CountScores, Mixture, cross_fitted_nats, recency
 from experiments.controls.mixture import mixing_price
 from experiments.controls.recency import N_BUCKETS, recency_price
 from experiments.data import Corpus
@@ -77,13 +78,9 @@ class Counts:
     def _score(passages: Passages, evaluations: Mapping[str, Evaluation], path: Path) -> None:
         model = CountModel(passages, ORDER)
         arrays: dict[str, np.ndarray] = {}
-        for name, evaluation in evaluations.items():
-            batch = evaluation.windows.batch(evaluation.chosen)
-            tokens, targets, documents = (batch[key].numpy() for key in ("tokens", "targets", "documents"))
-            scores = model.score(tokens, targets, documents)
-            kept = targets >= 0
-            arrays[f"{name}-p"] = scores.probability[kept].astype(np.float32)
-            arrays[f"{name}-b"] = scores.bucket[kept].astype(np.int16)
+        for name, (probability, bucket) in _of_targets(evaluations, model.score).items():
+            arrays[f"{name}-p"] = probability.astype(np.float32)
+            arrays[f"{name}-b"] = bucket.astype(np.int16)
         mixing_flops, mixing_bytes = mixing_price(passages.vocab_size)
         bill = {
             "build_flops": model.build_flops,
@@ -103,8 +100,8 @@ class Counts:
         """A network mixed with the counts; weights fitted on valid, never where they are reported."""
         return mixed(scored, self.scores, self.bill["n_buckets"])
 
-    def row(self, parent: Mapping[str, Any], scored: Mapping[str, Scored], regime: str) -> dict[str, Any]:
-        """The row of "parent + counts"."""
+    def row(self, parent: Mapping[str, Any], losses: Mapping[str, Scored], regime: str) -> dict[str, Any]:
+        """The row of "parent + counts", whose losses are those :meth:`mixed` gives."""
         flops = {**parent["flops"], "build": parent["flops"]["build"] + self.bill["build_flops"]}
         moved = {**parent["bytes"], "build": parent["bytes"]["build"] + self.bill["build_bytes"]}
         seconds = {**parent["seconds"], "build": parent["seconds"]["build"] + self.bill["seconds"]}
@@ -112,7 +109,7 @@ class Counts:
             parent,
             f"{parent['arm']} + counts",
             regime,
-            losses_of(self.mixed(scored)),
+            losses_of(losses),
             flops=flops,
             bytes=moved,
             seconds=seconds,
@@ -139,12 +136,7 @@ def with_recency(
         evaluations: Held-out windows by split.
         vocab_size: Number of tokens.
     """
-    scores = {}
-    for name, evaluation in evaluations.items():
-        batch = evaluation.windows.batch(evaluation.chosen)
-        tokens, targets, documents = (batch[key].numpy() for key in ("tokens", "targets", "documents"))
-        found, kept = recency(tokens, targets, documents, vocab_size), targets >= 0
-        scores[name] = found.probability[kept], found.bucket[kept]
+    scores = _of_targets(evaluations, partial(recency, vocab_size=vocab_size))
     time = next(iter(evaluations.values())).windows.length
     prices = [sum(parts) for parts in zip(recency_price(time), mixing_price(vocab_size), strict=True)]
     return derive(
@@ -178,6 +170,19 @@ def mixed(
         else:
             nats = mixture.nats(network[name], p, bucket, split=name)
         found[name] = replace(split, nll=nats)
+    return found
+
+
+def _of_targets(
+    evaluations: Mapping[str, Evaluation], score: Callable[[np.ndarray, np.ndarray, np.ndarray], CountScores]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What counts say of each scored target: its probability, and the bucket."""
+    found = {}
+    for name, evaluation in evaluations.items():
+        batch = evaluation.windows.batch(evaluation.chosen)
+        tokens, targets, documents = (batch[key].numpy() for key in ("tokens", "targets", "documents"))
+        scores, kept = score(tokens, targets, documents), targets >= 0
+        found[name] = scores.probability[kept], scores.bucket[kept]
     return found
 
 

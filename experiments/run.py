@@ -306,9 +306,9 @@ class _Execution:
         rows = []
         for regime, passages in stores.items():
             counts = Counts(self.corpus, passages, evaluations, self.workspace.cache)
-            rows.append(counts.row(row, scored, regime))
+            both = counts.mixed(scored)
+            rows.append(counts.row(row, both, regime))
             if regime == SAME_TOKENS:
-                both = counts.mixed(scored)
                 rows.append(with_recency(rows[-1], both, evaluations, self.corpus.vocab_size))
         return rows
 

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mann.context import Context
 from mann.norm import sum_dtype
 
-__all__ = ["attend", "band_masks", "spans"]
+__all__ = ["attend", "band_masks", "spans", "window_masks"]
 
 # What to add to the scores of a block's last keys: [queries, keys], or [batch, queries, keys].
 Masks = Sequence[Tensor]
@@ -111,6 +112,31 @@ def attend(
         d_value]``; results: ``[sequences, time, d_value]`` and ``[sequences, time]`` (empty without ``totals``)
     """
     return _Attend.apply(q, k, v, masks, block, window, totals)
+
+
+def window_masks(
+    context: Context,
+    block: int,
+    window: int,
+    dtype: torch.dtype,
+    held: int = 0,
+    labels: Int[Tensor, "batch positions"] | None = None,
+) -> list[Tensor]:
+    """The masks of a window over this segment, for :func:`attend`: those all layers share, where it hides nothing.
+
+    Args:
+        context: Gives tokens and documents.
+        block: Queries per block.
+        window: Keys that a query sees.
+        dtype: Of the masks.
+        held: Keys of earlier segments, in front.
+        labels: Document of each key; ``None``: as the context has them, or one document where keys are held.
+    """
+    time = context.tokens.shape[1]
+    if not held and window >= time:
+        return context.attention_masks(block, dtype)
+    labels = context.documents if labels is None and not held else labels
+    return band_masks(time, held, block, window, labels, context.tokens.device, dtype)
 
 
 def band_masks(

@@ -20,16 +20,25 @@ Positions = Float[Tensor, "batch positions heads d_head"]
 Folded = Float[Tensor, "sequences time d_head"]
 
 
-def head_width(d_model: int, n_heads: int) -> int:
+def head_width(d_model: int, n_heads: int, even: bool = True) -> int:
     """Width of a head.
 
+    Args:
+        d_model: Width of all heads together.
+        n_heads: Number of heads.
+        even: Whether it has to be even, as rotary positions want it.
+
     Raises:
-        ValueError: If ``n_heads`` does not divide ``d_model`` into an even head width.
+        ValueError: If ``n_heads`` does not divide ``d_model`` into such heads.
     """
-    if n_heads < 1 or d_model % n_heads or (d_model // n_heads) % 2:
-        counts = [h for h in range(1, d_model + 1) if d_model % (2 * h) == 0]
+    least = 2 if even else 1
+    if n_heads < 1 or d_model % n_heads or (d_model // n_heads) % least:
+        counts = [h for h in range(1, d_model + 1) if d_model % (least * h) == 0]
+        text = f"d_model={d_model} cannot be cut into {n_heads} heads"
+        if not even:
+            raise ValueError(f"{text}: choose among {counts}")
         remedy = f"choose n_heads among {counts}" if counts else "choose an even d_model, such as 32 or 64"
-        raise ValueError(f"d_model={d_model} cannot be cut into {n_heads} heads of even width: {remedy}")
+        raise ValueError(f"{text} of even width: {remedy}")
     return d_model // n_heads
 
 

@@ -6,17 +6,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mann.context import Context
 from mann.feedforward import ReluSquared
+from mann.language_model import LanguageModel
 from mann.memory.base import Memory
 from mann.mixer import CausalAttention
 from mann.norm import rms_norm
 from mann.readout import Readout, SoftmaxReadout
-from mann.state import State, Streaming
-from retrieval import Neighbors
+from mann.state import Streaming
 
 
 class Block(nn.Module):
@@ -50,7 +50,7 @@ class Block(nn.Module):
         return x + self.feedforward(rms_norm(x))
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModel):
     r"""A causal transformer whose parts are slots; the defaults are the dense baseline.
 
     Args:
@@ -126,28 +126,6 @@ class Transformer(nn.Module):
     def _remember(self, layer: int, x: Tensor, context: Context) -> Tensor:
         key = str(layer)
         return x + self.memory[key](x, context) if key in self.memory else x
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "batch time"],
-        documents: Int[Tensor, "batch time"] | None = None,
-        neighbors: Neighbors | None = None,
-        state: State | None = None,
-    ) -> Float[Tensor, "batch time vocab"]:
-        context = Context(tokens, documents, neighbors, state)
-        return self.readout(self.hidden(context), context)
-
-    def loss(
-        self,
-        tokens: Int[Tensor, "batch time"],
-        targets: Int[Tensor, "batch time"],
-        documents: Int[Tensor, "batch time"] | None = None,
-        neighbors: Neighbors | None = None,
-        state: State | None = None,
-    ) -> Float[Tensor, "batch time"]:
-        """Negative log-probability of each target in nats; 0 where the target is -100."""
-        context = Context(tokens, documents, neighbors, state)
-        return self.readout(self.hidden(context), context, targets)
 
 
 def _by_layer(name: str, given: Mapping[int, Any] | None, default: Any, n_layers: int) -> list[Any]:

@@ -12,6 +12,7 @@ from mann.context import Context
 from mann.linear import Linear
 from mann.memory.base import Memory
 from mann.norm import rms_norm, sum_dtype
+from mann.projection import head_width
 from mann.shift import without_autocast
 from mann.state import Streaming
 
@@ -52,12 +53,10 @@ class CompressiveMemory(Streaming, Memory):
 
     def __init__(self, d_model: int, n_heads: int = 2, chunk: int = 32, delta: bool = True) -> None:
         super().__init__()
-        if n_heads < 1 or d_model % n_heads:
-            counts = [h for h in range(1, d_model + 1) if d_model % h == 0]
-            raise ValueError(f"d_model={d_model} cannot be cut into {n_heads} heads: choose among {counts}")
+        d_head = head_width(d_model, n_heads, even=False)
         if chunk < 1:
             raise ValueError(f"chunk={chunk}: give at least 1 position, such as 32")
-        self.n_heads, self.d_head = n_heads, d_model // n_heads
+        self.n_heads, self.d_head = n_heads, d_head
         self.chunk, self.delta = chunk, delta
         self.qkv = Linear(d_model, 3 * d_model)
         # Each is made orthogonal by itself.

@@ -11,6 +11,7 @@ from mann.context import Context
 from mann.linear import Linear
 from mann.memory.base import Memory
 from mann.norm import rms_norm
+from mann.projection import head_width
 from mann.state import Streaming
 
 
@@ -47,9 +48,7 @@ class MemorySlots(Streaming, Memory):
 
     def __init__(self, d_model: int, n_slots: int = 16, n_heads: int = 2, chunk: int = 16) -> None:
         super().__init__()
-        if n_heads < 1 or d_model % n_heads:
-            counts = [h for h in range(1, d_model + 1) if d_model % h == 0]
-            raise ValueError(f"d_model={d_model} cannot be cut into {n_heads} heads: choose among {counts}")
+        head_width(d_model, n_heads, even=False)
         if min(n_slots, chunk) < 1:
             raise ValueError(f"n_slots={n_slots} and chunk={chunk} must both be at least 1")
         self.n_heads, self.chunk = n_heads, chunk

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from mann.banded import attend, band_masks
+from mann.banded import attend, window_masks
 from mann.context import Context
 from mann.projection import StreamingQueriesKeysValues, fold
 
@@ -76,8 +76,5 @@ class CachedAttention(StreamingQueriesKeysValues):
             v, labels, held = stream.v, stream.labels, stream.held
         q, k, v = (fold(part) for part in (q, k, v))
         window = held + time if self.window is None else self.window
-        if held == 0 and window >= time:
-            masks = context.attention_masks(self.block, q.dtype)
-        else:
-            masks = band_masks(time, held, self.block, window, labels, x.device, q.dtype)
+        masks = window_masks(context, self.block, window, q.dtype, held, labels)
         return self.merge(attend(q, k, v, masks, self.block, window)[0])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mann.context import Context
 from mann.linear import Linear
 from mann.norm import rms_norm, sum_dtype
+from mann.projection import head_width
 from mann.shift import previous, without_autocast
 from mann.state import Streaming
 
@@ -48,12 +49,10 @@ class DeltaRule(Streaming, nn.Module):
 
     def __init__(self, d_model: int, n_heads: int, gated: bool = False, chunk: int = 32) -> None:
         super().__init__()
-        if n_heads < 1 or d_model % n_heads:
-            counts = [h for h in range(1, d_model + 1) if d_model % h == 0]
-            raise ValueError(f"d_model={d_model} cannot be cut into {n_heads} heads: choose among {counts}")
+        d_head = head_width(d_model, n_heads, even=False)
         if chunk < 1:
             raise ValueError(f"chunk={chunk}: give at least 1 position, such as 32")
-        self.n_heads, self.d_head = n_heads, d_model // n_heads
+        self.n_heads, self.d_head = n_heads, d_head
         self.gated = gated
         self.chunk = chunk
         self.qkv = Linear(d_model, 3 * d_model)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mann.banded import attend, band_masks, spans
+from mann.banded import attend, spans, window_masks
 from mann.context import Context
 from mann.norm import sum_dtype
 from mann.projection import Stream, StreamingQueriesKeysValues, fold
@@ -99,10 +99,7 @@ class KNNAttention(StreamingQueriesKeysValues):
         near_q, near_k = (fold(part) for part in self.rotated(stream, context))
         v, joined = fold(stream.v), self.combine == "softmax"
         sizes = x.shape[1], stream.held, self.block, self.window
-        if not stream.held and self.window >= x.shape[1]:
-            masks = context.attention_masks(self.block, v.dtype)
-        else:
-            masks = band_masks(*sizes, stream.labels, x.device, v.dtype)
+        masks = window_masks(context, self.block, self.window, v.dtype, stream.held, stream.labels)
         near, total = attend(near_q, near_k, v, masks, self.block, self.window, totals=joined)
         q, k = (near_q, near_k) if self.rotate_far else (fold(stream.q), fold(stream.k))
         parts = []

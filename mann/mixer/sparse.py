@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mann.banded import attend, band_masks
+from mann.banded import attend, window_masks
 from mann.context import Context
 from mann.grouped import grouped_linear
 from mann.norm import rms_norm, sum_dtype
@@ -114,10 +114,7 @@ class NativeSparseAttention(QueriesKeysValues):
         coarse, weights = self._coarse(q, *compressed, context)
         ids, first = self._choose(weights, context)
         fine = attend_blocks(q, k, v, ids, first, self.selection)
-        if self.window >= x.shape[1]:
-            masks = context.attention_masks(self.block, q.dtype)
-        else:
-            masks = band_masks(x.shape[1], 0, self.block, self.window, context.documents, x.device, q.dtype)
+        masks = window_masks(context, self.block, self.window, q.dtype)
         return coarse, fine, attend(q, k, v, masks, self.block, self.window)[0]
 
     def _ends(self, time: int, device: torch.device) -> Int[Tensor, " blocks"]:

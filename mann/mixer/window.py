@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from mann.banded import attend, band_masks
+from mann.banded import attend, window_masks
 from mann.context import Context
 from mann.projection import QueriesKeysValues, fold
 
@@ -52,8 +52,5 @@ class SlidingWindowAttention(QueriesKeysValues):
         self, x: Float[Tensor, "batch time width"], context: Context
     ) -> Float[Tensor, "batch time width"]:
         q, k, v = (fold(part) for part in self.heads(x, context))
-        if self.window >= x.shape[1]:
-            masks = context.attention_masks(self.block, q.dtype)
-        else:
-            masks = band_masks(x.shape[1], 0, self.block, self.window, context.documents, x.device, q.dtype)
+        masks = window_masks(context, self.block, self.window, q.dtype)
         return self.merge(attend(q, k, v, masks, self.block, self.window)[0])

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mann.context import Context
+from mann.language_model import LanguageModel
 from mann.norm import rms_norm, sum_dtype
 from mann.readout import Readout, SoftmaxReadout
 from mann.shift import without_autocast
-from mann.state import State, Streaming
-from retrieval import Neighbors
+from mann.state import Streaming
 
 # Squared length below which a vector counts as empty: an empty row is like nothing, and its gradient is bounded.
 EMPTY = 1e-6
 
 
-class MemoryNetwork(Streaming, nn.Module, ABC):
+class MemoryNetwork(Streaming, LanguageModel):
     r"""An LSTM that works on a memory once a token; what kind of memory, a subclass says.
 
     .. math::
@@ -145,28 +145,6 @@ class MemoryNetwork(Streaming, nn.Module, ABC):
         if context.state is not None:
             context.state.write(self, **own_held, **left)
         return y
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "batch time"],
-        documents: Int[Tensor, "batch time"] | None = None,
-        neighbors: Neighbors | None = None,
-        state: State | None = None,
-    ) -> Float[Tensor, "batch time vocab"]:
-        context = Context(tokens, documents, neighbors, state)
-        return self.readout(self.hidden(context), context)
-
-    def loss(
-        self,
-        tokens: Int[Tensor, "batch time"],
-        targets: Int[Tensor, "batch time"],
-        documents: Int[Tensor, "batch time"] | None = None,
-        neighbors: Neighbors | None = None,
-        state: State | None = None,
-    ) -> Float[Tensor, "batch time"]:
-        """Negative log-probability of each target in nats; 0 where the target is -100."""
-        context = Context(tokens, documents, neighbors, state)
-        return self.readout(self.hidden(context), context, targets)
 
 
 def inverse_length(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch"]:
