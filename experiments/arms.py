@@ -33,6 +33,7 @@ from mann import (
     SuffixReadout,
     TRIMEReadout,
     UltraMem,
+    ValueEmbeddingAttention,
 )
 from retrieval import ContextSource, Passages, RandomSource, Source, SuffixSource
 
@@ -69,6 +70,12 @@ class Arm:
 def _ngram(n_layers: int, source: Source | None, **options: Any) -> dict[str, Any]:
     table = partial(NGramMemory, **options)
     return {"memory": {0: table, n_layers: table}}
+
+
+def _ngram_values(n_layers: int, source: Source | None) -> dict[str, Any]:
+    """The first of the two tables on the value path of the first block instead of before it."""
+    mixer = partial(ValueEmbeddingAttention, values=NGramMemory)
+    return {"mixer_at": {0: mixer}, "memory": {n_layers: NGramMemory}}
 
 
 def _engram(n_layers: int, source: Source | None, **options: Any) -> dict[str, Any]:
@@ -138,6 +145,8 @@ ARMS: dict[str, Arm] = {
         # Every other mechanism, in windows of 256.
         Arm("engram", _engram, like="ngram"),
         Arm("bigram", _bigram, like="ngram"),
+        Arm("ngram values", _ngram_values, like="ngram"),
+        Arm("large ngram", partial(_ngram, n_rows=2**19), like="ngram"),
         Arm("product keys", _PRODUCT_KEYS, like="ngram"),
         Arm("PEER", partial(_last, slot="feedforward_at", kind=PEER), like="ngram"),
         Arm("UltraMem", partial(_last, slot="feedforward_at", kind=UltraMem, k=16), like="ngram"),

@@ -23,6 +23,7 @@ from mann.mixer import (
     LatentAttention,
     NativeSparseAttention,
     SlidingWindowAttention,
+    ValueEmbeddingAttention,
 )
 from mann.module import LanguageModule
 from mann.networks import DNC, NTM, EndToEndMemoryNetwork, MemoryNetwork, SparseAccessMemory
@@ -90,5 +91,6 @@ __all__ = [
     "TokenizerCompression",
     "Transformer",
     "UltraMem",
+    "ValueEmbeddingAttention",
     "attach",
 ]

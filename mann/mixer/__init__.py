@@ -6,6 +6,7 @@ from mann.mixer.delta import DeltaRule
 from mann.mixer.knn import KNNAttention
 from mann.mixer.latent import LatentAttention
 from mann.mixer.sparse import NativeSparseAttention
+from mann.mixer.value import ValueEmbeddingAttention
 from mann.mixer.window import SlidingWindowAttention
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "LatentAttention",
     "NativeSparseAttention",
     "SlidingWindowAttention",
+    "ValueEmbeddingAttention",
 ]
