@@ -11,10 +11,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gnn.encoder import NodeEncoder
     from gnn.graph import neighbor_graph
+    from gnn.leaks import LeakError, assert_blind, assert_causal, assert_incremental, assert_prefix_invariant
     from gnn.module import NodeModule
     from gnn.reader import GraphReader
 
-__all__ = ["GraphReader", "NodeEncoder", "NodeModule", "neighbor_graph"]
+__all__ = [
+    "GraphReader",
+    "LeakError",
+    "NodeEncoder",
+    "NodeModule",
+    "assert_blind",
+    "assert_causal",
+    "assert_incremental",
+    "assert_prefix_invariant",
+    "neighbor_graph",
+]
+
+_LEAKS = ("LeakError", "assert_blind", "assert_causal", "assert_incremental", "assert_prefix_invariant")
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +36,7 @@ def __getattr__(name: str) -> Any:
         "NodeEncoder": "gnn.encoder",
         "NodeModule": "gnn.module",
         "neighbor_graph": "gnn.graph",
+        **dict.fromkeys(_LEAKS, "gnn.leaks"),
     }
     if name not in homes:
         raise AttributeError(f"module 'gnn' has no attribute {name!r}; it has {', '.join(sorted(homes))}")
