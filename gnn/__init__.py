@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gnn.encoder import NodeEncoder
     from gnn.graph import neighbor_graph
+    from gnn.hetero_reader import HeteroReader
     from gnn.leaks import LeakError, assert_blind, assert_causal, assert_incremental, assert_prefix_invariant
     from gnn.module import NodeModule
     from gnn.reader import GraphReader
 
 __all__ = [
     "GraphReader",
+    "HeteroReader",
     "LeakError",
     "NodeEncoder",
     "NodeModule",
@@ -33,6 +35,7 @@ _LEAKS = ("LeakError", "assert_blind", "assert_causal", "assert_incremental", "a
 def __getattr__(name: str) -> Any:
     homes = {
         "GraphReader": "gnn.reader",
+        "HeteroReader": "gnn.hetero_reader",
         "NodeEncoder": "gnn.encoder",
         "NodeModule": "gnn.module",
         "neighbor_graph": "gnn.graph",

@@ -86,7 +86,8 @@ def neighbor_graph(
     visible_from: Int[Tensor, "batch time k"] | None = None,
     edges: Edges = "window",
     seed: int = 0,
-    order: bool = False,
+    reach: int | None = 0,
+    documents: Int[Tensor, "batch time"] | None = None,
 ) -> HeteroData:
     r"""The retrieved windows of a batch and the tokens that retrieved them, as one heterogeneous graph.
 
@@ -101,7 +102,8 @@ def neighbor_graph(
       seen from the target, -1 or 1. No self loops: the layers have a root weight.
     * ``(entry, retrieved, token)``: from every node of a neighbour to the token that retrieved it; ``score``, ``rank``,
       ``offset``. The answers are the edges with ``offset == 1``.
-    * ``(token, before, token)``: only with ``order``; from each token to the next one of its row.
+    * ``(token, before, token)``: from each token to those up to ``reach`` places after it in its row and document;
+      none by default, since attention does that already.
 
     Args:
         neighbors: What the search returned.
@@ -111,10 +113,11 @@ def neighbor_graph(
             steps do not get its nodes. ``None``: a static store of other documents, stamped 0.
         edges: ``"window"``, ``"none"``, or ``"shuffled"`` (see :func:`window_sources`).
         seed: Chooses the shuffling.
-        order: Whether to join consecutive tokens of a row. Attention does that already.
+        reach: How far back a token hears its row; ``None``: to its beginning.
+        documents: What document each token belongs to; others are not heard.
 
     Shapes:
-        window: ``[batch, time, k, w]``, visible_from: ``[batch, time, k]``
+        window: ``[batch, time, k, w]``, visible_from: ``[batch, time, k]``, documents: ``[batch, time]``
 
     Raises:
         ValueError: If the shapes do not belong together, or the retrieved position is outside the window.
@@ -160,7 +163,20 @@ def neighbor_graph(
     retrieved.edge_index = torch.stack([torch.arange(slot.numel(), device=device), token])
     retrieved.score = neighbors.scores.flatten()[neighbor]
     retrieved.rank, retrieved.offset = neighbor % k, place - before
-    if order:
-        earlier = number[number % time < time - 1]
-        graph["token", "before", "token"].edge_index = torch.stack([earlier, earlier + 1])
+    if reach != 0:
+        graph["token", "before", "token"].edge_index = _before(batch, time, reach, documents, device)
     return graph
+
+
+def _before(
+    batch: int, time: int, reach: int | None, documents: Tensor | None, device: torch.device
+) -> Int[Tensor, "2 edges"]:
+    """From every token to later ones of its row."""
+    later, earlier = torch.ones(time, time, dtype=torch.bool, device=device).tril(-1).nonzero().T
+    near = later - earlier <= (time if reach is None else reach)
+    row = torch.arange(batch, device=device).unsqueeze(1) * time
+    edges = torch.stack([(row + earlier[near]).flatten(), (row + later[near]).flatten()])
+    if documents is not None:
+        label = documents.flatten()
+        edges = edges[:, label[edges[0]] == label[edges[1]]]
+    return edges

@@ -1,6 +1,7 @@
 """Operators PyG does not have: one operator, one file."""
 
 from gnn.layers.entry_attention import EntryAttention
+from gnn.layers.hetero_attention import HeteroAttention
 from gnn.layers.window_conv import WindowConv
 
-__all__ = ["EntryAttention", "WindowConv"]
+__all__ = ["EntryAttention", "HeteroAttention", "WindowConv"]

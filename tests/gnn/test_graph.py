@@ -53,8 +53,23 @@ def test_graph_holds_what_the_loops_find():
 def test_no_edge_leaves_a_token_unless_asked():
     _, neighbors, window = random_inputs()
     assert {kind[0] for kind in neighbor_graph(neighbors, window).edge_types} == {"entry"}
-    order = neighbor_graph(neighbors, window, order=True)["token", "before", "token"].edge_index
+    order = neighbor_graph(neighbors, window, reach=1)["token", "before", "token"].edge_index
     assert order.tolist() == [[0, 1, 2, 3, 4, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 7, 8, 9, 10, 11]]
+
+
+@pytest.mark.parametrize("reach", [2, None])
+def test_tokens_hear_their_row_and_document(reach):
+    _, neighbors, window = random_inputs()
+    documents = torch.tensor([[0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 1]])
+    found = neighbor_graph(neighbors, window, reach=reach, documents=documents)["token", "before", "token"]
+    wanted = [
+        (6 * row + s, 6 * row + t)
+        for row in range(2)
+        for t in range(6)
+        for s in range(max(0, t - (reach or 6)), t)
+        if documents[row, s] == documents[row, t]
+    ]
+    assert sorted(zip(*found.edge_index.tolist(), strict=True)) == sorted(wanted)
 
 
 def test_entries_are_unseen_before_their_time():
