@@ -12,9 +12,9 @@ study = Study(
     arms=("ngram", "ngram + cache"),
     controls=("unigram table",),
     widths=(32, 48, 64, 96, 128),
-    budgets=(3e12,),
-    reach=(1e12, 1e13),
-    best_width={1e12: 64, 3e12: 64, 1e13: 64},
+    budgets=(1e12,),
+    reach=(3e11, 3e12),
+    best_width={3e11: 48, 1e12: 64, 3e12: 64},
     tuned=tuned(),
     seeds=range(3),
 )
