@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 
 from experiments.data import Windows
+from mann import Context
+from mann.chunks import document_chunks
 from retrieval import Neighbors, NeighborTable, Passages, Source
 
 # Windows per piece: a smaller budget trains on a prefix of a larger one's windows, so whole pieces are shared.
@@ -33,7 +36,6 @@ class LazySource(Source):
         passages: What the store holds.
         build: Makes the real source.
         fingerprint: Digest of store and method.
-        depth: Tokens a query is made of.
     """
 
     def __init__(self, passages: Passages, build: Callable[[], Source], fingerprint: str) -> None:
@@ -49,6 +51,11 @@ class LazySource(Source):
             self._built = self._build()
         return self._built
 
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        """Tokens a query is made of at most."""
+        return self.built.depth
+
     def search(
         self,
         tokens: Int[Tensor, "batch time"],
@@ -56,9 +63,10 @@ class LazySource(Source):
         *,
         documents: Int[Tensor, "batch time"] | None = None,
         exclude: Int[Tensor, "batch time"] | None = None,
+        at: Bool[Tensor, "batch time"] | None = None,
     ) -> Neighbors:
         """See :meth:`retrieval.Source.search`."""
-        return self.built.search(tokens, k, documents=documents, exclude=exclude)
+        return self.built.search(tokens, k, documents=documents, exclude=exclude, at=at)
 
     def find(self, context: np.ndarray, k: int, exclude: np.ndarray) -> Neighbors:
         """See :meth:`retrieval.Source.find`."""
@@ -77,6 +85,7 @@ class Neighborhood:
         order: Which windows, in order; row ``i`` belongs to ``windows[order[i]]``.
         k: Neighbours per position.
         exclude: True if the windows' own documents may lie in the store and must not be returned.
+        every: Search at the ends of chunks of so many tokens alone, as :func:`read_every` tells.
     """
 
     def __init__(
@@ -88,6 +97,7 @@ class Neighborhood:
         k: int,
         *,
         exclude: bool,
+        every: int = 1,
     ) -> None:
         self.folder = folder
         self.source = source
@@ -95,6 +105,7 @@ class Neighborhood:
         self.order = order
         self.k = k
         self.exclude = exclude
+        self.every = every
         self._tables: dict[int, NeighborTable] = {}
 
     def prepare(self, n_rows: int, progress: Callable[[float], None] = lambda share: None) -> None:
@@ -180,9 +191,27 @@ class Neighborhood:
         beside.write_text(json.dumps(bill))
         beside.rename(path)
 
-    def _queries(self, piece: int) -> Iterator[tuple[Tensor, Any, Any]]:
+    def _queries(self, piece: int) -> Iterator[tuple[Tensor, Any, Any, Any]]:
         chosen = self.order[piece * PIECE : (piece + 1) * PIECE]
         for start in range(0, len(chosen), BATCH):
             batch = self.windows.batch(chosen[start : start + BATCH])
             documents = batch["documents"]
-            yield batch["tokens"], documents, documents if self.exclude else None
+            yield batch["tokens"], documents, documents if self.exclude else None, self._read(batch)
+
+    def _read(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Where neighbours are read, if not everywhere."""
+        if self.every == 1:
+            return None
+        context = Context(batch["tokens"], batch["documents"])
+        return document_chunks(context, self.every, lead=1).opens
+
+
+def read_every(network: nn.Module) -> int:
+    """The distance, within a document, of positions at which a network reads neighbours: 1 if it reads them everywhere.
+
+    Args:
+        network: Whatever in it has a ``source`` reads neighbours: everywhere, or as its ``every`` says
+            (:class:`mann.sourced.Sourced`).
+    """
+    readers = [module for module in network.modules() if getattr(module, "source", None) is not None]
+    return math.gcd(*(getattr(reader, "every", 1) for reader in readers)) or 1

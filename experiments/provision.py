@@ -39,6 +39,7 @@ class Provision:
         order: Which window comes when.
         plain_flops: What training on one window takes the backbone alone.
         progress: Called with the stage and the share of it that is done.
+        every: Neighbours are searched for at the ends of chunks of so many tokens alone.
     """
 
     run: Run
@@ -49,6 +50,7 @@ class Provision:
     order: Int[np.ndarray, " n"]
     plain_flops: int
     progress: Callable[[str, float], None]
+    every: int = 1
 
     def source(self) -> Source | None:
         """The store as it is planned; built when it is first searched."""
@@ -120,5 +122,5 @@ class Provision:
     def _neighborhood(self, source: Source) -> Neighborhood:
         label = f"train seed {self.run.seed}"
         return self.workspace.neighborhood(
-            source, self.windows, self.order, label, self.settings["k"], exclude=True
+            source, self.windows, self.order, label, self.settings["k"], exclude=True, every=self.every
         )

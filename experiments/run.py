@@ -20,7 +20,7 @@ from experiments.errors import RunError
 from experiments.evaluation import Evaluation, Scored, evaluate, losses_of, read_bill, without_memory
 from experiments.frontier import budget_key
 from experiments.ledger import Ledger
-from experiments.neighborhood import Neighborhood
+from experiments.neighborhood import Neighborhood, read_every
 from experiments.provision import Provision
 from experiments.revision import commit
 from experiments.training import conclude, count_step, drop_checkpoint, logged, train, tune_allocator
@@ -175,7 +175,9 @@ class _Execution:
             plain,
             self.progress,
         )
-        sample = self._bill(self._network(self._slots(provision.source())), stored=stored)
+        planned = self._network(self._slots(provision.source()))
+        provision.every = read_every(planned)
+        sample = self._bill(planned, stored=stored)
         source, neighbors, n_windows = provision.provide(sample.flops // batch)
         network = self._network(self._slots(source))
         module = self._module(network, n_windows // batch)
@@ -226,7 +228,7 @@ class _Execution:
         n_windows: int,
     ) -> list[dict[str, Any]]:
         begin = time.perf_counter()
-        evaluations = self._evaluations(source)
+        evaluations = self._evaluations(source, read_every(network))
         with watch_tables(network) as tables:
             scored = {name: self._score(network, evaluation) for name, evaluation in evaluations.items()}
         row = self._row(step, network, neighbors, n_windows)
@@ -253,14 +255,20 @@ class _Execution:
         row["derived"] = len(rows) - 1
         return rows
 
-    def _evaluations(self, source: Source | None) -> dict[str, Evaluation]:
+    def _evaluations(self, source: Source | None, every: int) -> dict[str, Evaluation]:
         if source is None:
             return self.held_out
         found = {}
         for name, evaluation in self.held_out.items():
             # Held-out documents are in no store, so there is nothing to exclude.
             near = self.workspace.neighborhood(
-                source, evaluation.windows, evaluation.chosen, name, self.settings["k"], exclude=False
+                source,
+                evaluation.windows,
+                evaluation.chosen,
+                name,
+                self.settings["k"],
+                exclude=False,
+                every=every,
             )
             near.prepare(
                 len(evaluation.chosen), lambda share: self.progress("neighbours of held-out text", share)

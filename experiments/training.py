@@ -98,7 +98,7 @@ def count_step(
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16-mixed"):
-            loss = module(content)
+            loss = module.objective(content)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -113,14 +113,26 @@ class Workspace:
         return {}
 
     def neighborhood(
-        self, source: Source, windows: Windows, order: Any, label: str, k: int, *, exclude: bool
+        self,
+        source: Source,
+        windows: Windows,
+        order: Any,
+        label: str,
+        k: int,
+        *,
+        exclude: bool,
+        every: int = 1,
     ) -> Neighborhood:
-        """Neighbours of windows, in the shared cache."""
+        """Neighbours of windows, in the shared cache; arguments are those of :class:`Neighborhood`."""
         # Which windows: a list that begins alike may share its tables, one that is spread otherwise may not.
         first = np.ascontiguousarray(order[:PIECE], dtype=np.int64).tobytes()
-        about = f"{source.fingerprint} {self.corpus.fingerprint} {label} {windows.length} {k} {exclude}"
+        about = (
+            f"{source.fingerprint} {self.corpus.fingerprint} {label} {windows.length} {k} {exclude} {every}"
+        )
         key = hashlib.sha256(about.encode() + first).hexdigest()[:24]
-        return Neighborhood(self.cache / "neighbors" / key, source, windows, order, k, exclude=exclude)
+        return Neighborhood(
+            self.cache / "neighbors" / key, source, windows, order, k, exclude=exclude, every=every
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("spec", "out", "cache", "wandb", "arms")

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from gnn.entry_graph import EntryGraph
 from retrieval.neighbors import Neighbors
 
 __all__ = ["Edges", "neighbor_graph", "real_nodes", "window_sources"]
@@ -88,6 +89,9 @@ def neighbor_graph(
     seed: int = 0,
     reach: int | None = 0,
     documents: Int[Tensor, "batch time"] | None = None,
+    joined: EntryGraph | None = None,
+    hops: int = 1,
+    exclude: Int[Tensor, "batch time"] | None = None,
 ) -> HeteroData:
     r"""The retrieved windows of a batch and the tokens that retrieved them, as one heterogeneous graph.
 
@@ -102,6 +106,9 @@ def neighbor_graph(
       seen from the target, -1 or 1. No self loops: the layers have a root weight.
     * ``(entry, retrieved, token)``: from every node of a neighbour to the token that retrieved it; ``score``, ``rank``,
       ``offset``. The answers are the edges with ``offset == 1``.
+    * ``(entry, KIND, entry)``: only with ``joined``, one type for each of its kinds; to the retrieved position of a
+      neighbour from that of each entry it is joined to, which comes with a window of its own, and so on for ``hops``.
+      Of those nodes ``hop`` says how far away they are.
     * ``(token, before, token)``: from each token to those up to ``reach`` places after it in its row and document;
       none by default, since attention does that already.
 
@@ -115,12 +122,16 @@ def neighbor_graph(
         seed: Chooses the shuffling.
         reach: How far back a token hears its row; ``None``: to its beginning.
         documents: What document each token belongs to; others are not heard.
+        joined: Edges between the entries of the store.
+        hops: How far these are followed.
+        exclude: Label of the stored document that each token must not be told of by them, -1 for none.
 
     Shapes:
-        window: ``[batch, time, k, w]``, visible_from: ``[batch, time, k]``, documents: ``[batch, time]``
+        window: ``[batch, time, k, w]``, visible_from: ``[batch, time, k]``, documents, exclude: ``[batch, time]``
 
     Raises:
-        ValueError: If the shapes do not belong together, or the retrieved position is outside the window.
+        ValueError: If the shapes do not belong together, the retrieved position is outside the window, or entries are
+            both joined and stamped.
     """
     real = real_nodes(neighbors, window, visible_from)
     batch, time, k, w = window.shape
@@ -155,17 +166,95 @@ def neighbor_graph(
             targets.append(target)
             steps.append(torch.full_like(target, step))
     nothing = [slot.new_empty(0)]
-    joined = graph["entry", "window", "entry"]
-    joined.edge_index = torch.stack([torch.cat(sources or nothing), torch.cat(targets or nothing)])
-    joined.step = torch.cat(steps or nothing)
+    inside = graph["entry", "window", "entry"]
+    inside.edge_index = torch.stack([torch.cat(sources or nothing), torch.cat(targets or nothing)])
+    inside.step = torch.cat(steps or nothing)
 
     retrieved = graph["entry", "retrieved", "token"]
     retrieved.edge_index = torch.stack([torch.arange(slot.numel(), device=device), token])
     retrieved.score = neighbors.scores.flatten()[neighbor]
     retrieved.rank, retrieved.offset = neighbor % k, place - before
+    if joined is not None:
+        if visible_from is not None:
+            raise ValueError(
+                "edges between entries of a store that holds the running text lead ahead: use visible_from or joined"
+            )
+        centre = torch.full((flat.numel() // w,), -1, device=device)
+        centre[neighbor[place == before]] = (place == before).nonzero().squeeze(1)
+        alive = centre >= 0
+        told = (
+            torch.full_like(neighbors.ids, -1)
+            if exclude is None
+            else exclude.unsqueeze(2).expand_as(neighbors.ids)
+        )
+        _follow(
+            graph,
+            joined,
+            hops,
+            before,
+            w,
+            centre[alive],
+            neighbors.ids.flatten()[alive],
+            told.flatten()[alive],
+        )
     if reach != 0:
         graph["token", "before", "token"].edge_index = _before(batch, time, reach, documents, device)
     return graph
+
+
+def _follow(
+    graph: HeteroData,
+    joined: EntryGraph,
+    hops: int,
+    before: int,
+    w: int,
+    node: Tensor,
+    ids: Tensor,
+    exclude: Tensor,
+) -> None:
+    """Adds what entries are joined to, their windows, and what these are joined to in turn.
+
+    Args:
+        graph: What is added to.
+        joined: Edges between entries.
+        hops: How far they are followed.
+        before: Place of an entry in its window.
+        w: Length of a window.
+        node: Node of each entry to begin with.
+        ids: Its place in the store.
+        exclude: The document it must not be joined to.
+    """
+    entry, inside = graph["entry"], graph["entry", "window", "entry"]
+    entry.hop = torch.zeros_like(entry.token)
+    kinds = torch.arange(len(joined.widths)).repeat_interleave(torch.tensor(list(joined.widths.values())))
+    edges: list[list[Tensor]] = [[node.new_empty(2, 0)] for _ in joined.kinds]
+    for hop in range(1, hops + 1):
+        found, there = joined.joined(ids, exclude)
+        window = joined.passages.window(found, before, w - 1 - before)
+        there &= window[..., before] != 0
+        parent, place = there.nonzero().T
+        window, ids, exclude = window[there], found[there], exclude[parent]
+        real = window != 0
+        number = entry.num_nodes + torch.cumsum(real.flatten(), 0).view_as(real) - 1
+        child = number[:, before]
+        for kind, of_kind in enumerate(edges):
+            chosen = kinds.to(place.device)[place] == kind
+            of_kind.append(torch.stack([child[chosen], node[parent][chosen]]))
+        beside = real[:, 1:] & real[:, :-1]
+        left, right = number[:, :-1][beside], number[:, 1:][beside]
+        pairs = torch.stack([torch.cat([left, right]), torch.cat([right, left])])
+        inside.edge_index = torch.cat([inside.edge_index, pairs], 1)
+        step = torch.full_like(left, 1)
+        inside.step = torch.cat([inside.step, -step, step])
+        which, offset = real.nonzero().T
+        entry.token = torch.cat([entry.token, window[real]])
+        entry.offset = torch.cat([entry.offset, offset - before])
+        entry.visible_from = torch.cat([entry.visible_from, torch.zeros_like(which)])
+        entry.hop = torch.cat([entry.hop, torch.full_like(which, hop)])
+        entry.num_nodes += len(which)
+        node = child
+    for kind, of_kind in zip(joined.kinds, edges, strict=True):
+        graph["entry", kind, "entry"].edge_index = torch.cat(of_kind, 1)
 
 
 def _before(

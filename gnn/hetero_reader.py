@@ -9,7 +9,10 @@ from typing import NamedTuple, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch_geometric.data import HeteroData
 
+from gnn.entry_graph import EntryGraph
+from gnn.entry_tower import balls_around, hear_beside, place_in
 from gnn.graph import neighbor_graph, real_nodes
 from gnn.layers.hetero_attention import INTER, INTRA, HeteroAttention
 from retrieval.neighbors import Neighbors
@@ -36,8 +39,11 @@ class HeteroReader(nn.Module):
     rounds of :class:`~gnn.layers.HeteroAttention` pass over it; what tokens have become is the update, zero at the
     start. An answer stands one after the retrieved position, so it is heard in the second round: use two or more.
 
-    Nothing flows from tokens to entries, and windows are not joined, so what an entry says is a function of its window
-    alone. ``amortised=True`` therefore computes it once for each *distinct* entry of a batch, and at places only that a
+    With ``joined``, the retrieved position of an entry also hears those of the entries it is joined to
+    (:class:`~gnn.EntryGraph`), a hop further in each round but the last.
+
+    Nothing flows from tokens to entries, so what an entry says is a function of its window and of those it is joined
+    to. ``amortised=True`` therefore computes it once for each *distinct* entry of a batch, and at places only that a
     retrieved position still hears; once training is over, :meth:`remember` computes it for a whole store, and reading
     is one row a layer for each neighbour. ``amortised=False`` runs the definition on lists of edges, with nodes of its
     own for every neighbour of every token, as the published code does. Both give the same numbers from the same
@@ -55,7 +61,9 @@ class HeteroReader(nn.Module):
         width: Size of a node's state; half of ``d_model`` by default.
         reach: How far back tokens hear each other; 0: only themselves, as attention does that already;
             ``None``: to the beginning of the row, as in the paper.
-        layer: ``layer(width, entries=...)``, one round; choose its softmax, score and heads with ``functools.partial``.
+        layer: ``layer(width, entries=..., further=...)``, one round; choose its softmax, score and heads with
+            ``functools.partial``.
+        joined: Edges between the entries of the store that neighbours come from.
         amortised: Whether to compute each distinct entry once.
 
     Shapes:
@@ -79,6 +87,7 @@ class HeteroReader(nn.Module):
         width: int | None = None,
         reach: int | None = 0,
         layer: Callable[..., HeteroAttention] = HeteroAttention,
+        joined: EntryGraph | None = None,
         amortised: bool = True,
     ) -> None:
         super().__init__()
@@ -93,7 +102,11 @@ class HeteroReader(nn.Module):
         self.token = nn.Embedding(vocab_size, width)
         self.place = nn.Parameter(0.1 * torch.randn(before + 1 + after, width))
         self.enter = nn.Linear(d_model, width, bias=False)
-        self.layers = nn.ModuleList(layer(width, entries=number < n_layers - 1) for number in range(n_layers))
+        self.joined = joined
+        further = 0 if joined is None else len(joined.kinds)
+        self.layers = nn.ModuleList(
+            layer(width, entries=number < n_layers - 1, further=further) for number in range(n_layers)
+        )
         self.leave = nn.Linear(width, d_model, bias=False)
         nn.init.zeros_(self.leave.weight)
         self.register_buffer("remembered", None, persistent=False)
@@ -109,6 +122,7 @@ class HeteroReader(nn.Module):
         window: Int[Tensor, "batch time k w"],
         visible_from: Int[Tensor, "batch time k"] | None = None,
         documents: Int[Tensor, "batch time"] | None = None,
+        exclude: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time width"]:
         """The update to add to ``x``.
 
@@ -118,6 +132,8 @@ class HeteroReader(nn.Module):
             window: Tokens around each neighbour.
             visible_from: As in :func:`~gnn.neighbor_graph`.
             documents: Which document each token belongs to, if ``reach`` is not 0.
+            exclude: Label of the stored document that each token must not be told of along the edges between entries,
+                -1 for none: in training, of its own.
         """
         w = self.before + 1 + self.after
         if x.shape[-1] != self.d_model:
@@ -131,8 +147,26 @@ class HeteroReader(nn.Module):
             raise ValueError(
                 f"neighbours of {tuple(neighbors.mask.shape[:-1])} places for x of {tuple(x.shape[:-1])}"
             )
-        read = self._by_entry if self.amortised else self._by_edge
-        return self.leave(read(self.enter(x), neighbors, window, visible_from, documents))
+        if self.joined is not None and visible_from is not None:
+            raise ValueError(
+                "edges between entries of a store that holds the running text lead ahead: use visible_from or joined"
+            )
+        alive = real_nodes(neighbors, window, visible_from)[..., self.before]
+        if self.amortised:
+            ids, said = self._entries(neighbors, window, exclude)
+            return self.leave(self._by_entry(self.enter(x), ids, said, alive, documents))
+        graph = neighbor_graph(
+            neighbors,
+            window,
+            before=self.before,
+            visible_from=visible_from,
+            reach=self.reach,
+            documents=documents,
+            joined=self.joined,
+            hops=len(self.layers) - 1,
+            exclude=exclude,
+        )
+        return self.leave(self._by_edge(self.enter(x), graph))
 
     @torch.no_grad()
     def remember(self, windows: Int[Tensor, "entries w"], chunk: int = 4096) -> None:
@@ -145,65 +179,62 @@ class HeteroReader(nn.Module):
             windows: Tokens around each entry, in the order of its ids.
             chunk: Entries computed at once.
         """
+        ids = torch.arange(len(windows), device=windows.device)
+        parts = zip(ids.split(chunk), windows.split(chunk), strict=True)
         said = [
-            torch.stack([torch.stack(layer) for layer in self._tower(part)], 1)
-            for part in windows.split(chunk)
+            torch.stack([torch.stack(layer) for layer in self._tower(some, None, part)])
+            for some, part in parts
         ]
-        # Layers first, entries of all chunks in one dimension.
-        self.remembered = torch.cat([part.transpose(0, 1) for part in said], 2)
+        self.remembered = torch.cat(said, 2)
 
     def forget(self) -> None:
         """Computes entries anew from now on."""
         self.remembered = None
 
-    def _by_edge(
-        self,
-        h: Tensor,
-        neighbors: Neighbors,
-        window: Tensor,
-        visible_from: Tensor | None,
-        documents: Tensor | None,
-    ) -> Tensor:
-        graph = neighbor_graph(
-            neighbors,
-            window,
-            before=self.before,
-            visible_from=visible_from,
-            reach=self.reach,
-            documents=documents,
-        )
+    def _by_edge(self, h: Tensor, graph: HeteroData) -> Tensor:
         entry, retrieved = graph["entry"], graph["entry", "retrieved", "token"]
         centre = retrieved.edge_index[:, retrieved.offset == 0]
         before = centre.new_empty(2, 0) if self.reach == 0 else graph["token", "before", "token"].edge_index
+        kinds = () if self.joined is None else self.joined.kinds
+        joined = [graph["entry", kind, "entry"].edge_index for kind in kinds]
         states = {
             "token": h.flatten(0, 1),
             "entry": self.token(entry.token) + self.place[entry.offset + self.before],
         }
         for layer in self.layers:
-            heard = layer(states, graph["entry", "window", "entry"].edge_index, centre, before)
+            heard = layer(states, graph["entry", "window", "entry"].edge_index, centre, before, joined)
             states = states | heard
         return states["token"].view_as(h)
 
+    def _entries(
+        self, neighbors: Neighbors, window: Tensor, exclude: Tensor | None
+    ) -> tuple[Int[Tensor, "batch time k"], list[_Said]]:
+        """What every distinct entry says in each layer, and which of them each neighbour is."""
+        if self.remembered is not None:
+            if self.joined is not None and exclude is not None and bool((exclude >= 0).any()):
+                raise ValueError(
+                    "a remembered store has heard all its documents and can exclude none: forget() it"
+                )
+            return neighbors.ids, [_Said(*of_layer) for of_layer in self.remembered]
+        kinds = 1
+        key = torch.where(neighbors.mask, neighbors.ids, -1)
+        if self.joined is not None and exclude is not None:
+            kinds = int(self.joined.labels.max()) + 2
+            key = torch.where(neighbors.mask, key * kinds + exclude.unsqueeze(2) + 1, -1)
+        key, where = key.flatten().unique(return_inverse=True)
+        first = torch.empty_like(key).scatter_(0, where, torch.arange(len(where), device=key.device))
+        ids, told = key.div(kinds, rounding_mode="floor").clamp(min=0), key % kinds - 1
+        return where.view_as(neighbors.ids), self._tower(
+            ids, told if kinds > 1 else None, window.flatten(0, 2)[first]
+        )
+
     def _by_entry(
-        self,
-        h: Tensor,
-        neighbors: Neighbors,
-        window: Tensor,
-        visible_from: Tensor | None,
-        documents: Tensor | None,
+        self, h: Tensor, ids: Tensor, said: list[_Said], alive: Tensor, documents: Tensor | None
     ) -> Tensor:
-        alive = real_nodes(neighbors, window, visible_from)[..., self.before]
-        if self.remembered is None:
-            ids, where = torch.where(neighbors.mask, neighbors.ids, -1).flatten().unique(return_inverse=True)
-            first = torch.empty_like(ids).scatter_(0, where, torch.arange(len(where), device=ids.device))
-            said = self._tower(window.flatten(0, 2)[first])
-        else:
-            where = neighbors.ids.flatten()
-            said = [_Said(*of_layer) for of_layer in self.remembered]
         hears = self._past(h, documents)
         for module, (key, value) in zip(self.layers, said, strict=True):
-            layer, shape = cast(HeteroAttention, module), (*alive.shape, *key.shape[1:])
-            heard = _listen(layer, h, key[where].view(shape), value[where].view(shape), alive, hears)
+            layer = cast(HeteroAttention, module)
+            heard = _listen(layer, h, key[ids], value[ids], alive, hears)
             h = layer.update("token", h, heard)
         return h
 
@@ -218,38 +249,32 @@ class HeteroReader(nn.Module):
             return hears.unsqueeze(0)
         return hears & (documents.unsqueeze(2) == documents.unsqueeze(1))
 
-    def _tower(self, window: Int[Tensor, "entries w"]) -> list[_Said]:
+    def _tower(self, ids: Tensor, exclude: Tensor | None, window: Int[Tensor, "entries w"]) -> list[_Said]:
         """What the retrieved position of each entry says in each layer."""
-        w, last = window.shape[1], len(self.layers) - 1
-
-        def places(reach: int) -> range:
-            return range(max(0, self.before - reach), min(w, self.before + reach + 1))
-
-        near, real = places(last), window != 0
+        rounds, widths = (
+            len(self.layers) - 1,
+            () if self.joined is None else tuple(self.joined.widths.values()),
+        )
+        balls = [] if self.joined is None else balls_around(self.joined, ids, exclude, rounds)
+        if self.joined is not None:
+            window = self.joined.passages.window(balls[-1].ids, self.before, self.after)
+        near, real = self._places(rounds), window != 0
         h = self.token(window[:, near.start : near.stop]) + self.place[near.start : near.stop]
         said = []
-        for number, module in enumerate(self.layers):
-            layer = cast(HeteroAttention, module)
-            said.append(_Said(*layer.say("entry", INTER, h[:, self.before - near.start])))
-            if number < last:
-                after = places(last - number - 1)
-                h = _beside(layer, h, real[:, near.start : near.stop], near, after)
-                near = after
+        for left, module in zip(range(rounds, -1, -1), self.layers, strict=True):
+            layer, centre = cast(HeteroAttention, module), h[:, self.before - near.start]
+            said.append(_Said(*layer.say("entry", INTER, centre[place_in(balls, left)] if balls else centre)))
+            if left:
+                after, ball = self._places(left - 1), balls[left - 1] if balls else None
+                h = hear_beside(
+                    layer, h, real[:, near.start : near.stop], near, after, self.before, ball, widths
+                )
+                near, real = after, real if ball is None else real[ball.own]
         return said
 
-
-def _beside(layer: HeteroAttention, h: Tensor, real: Tensor, near: range, after: range) -> Tensor:
-    """A round inside windows, from the places that are near to those that are still needed after it."""
-    mine = slice(after.start - near.start, after.stop - near.start)
-    key, value = layer.say("entry", INTRA, h)
-    score = layer.scores(INTRA, layer.ask("entry", h[:, mine]), key)
-    source, target = (torch.tensor(list(part), device=h.device) for part in (near, after))
-    step = (target.unsqueeze(1) - source).abs()
-    # A place outside the text has no node; that it hears itself only keeps its softmax a number.
-    hears = (step == 0) | ((step == 1) & real.unsqueeze(1))
-    weight = score.masked_fill(~hears.unsqueeze(1), -torch.inf).softmax(-1)
-    heard = (weight @ value.transpose(1, 2)).transpose(1, 2)
-    return layer.update("entry", h[:, mine], heard)
+    def _places(self, reach: int) -> range:
+        """Places of a window that are so near to the retrieved one."""
+        return range(max(0, self.before - reach), min(self.before + 1 + self.after, self.before + reach + 1))
 
 
 def _listen(

@@ -119,6 +119,9 @@ def assert_incremental(
         tolerance: How far outputs may differ.
         seed: Repeats dropout.
 
+    Shapes:
+        result of ``network(n)``: ``[..., n, width]``
+
     Raises:
         LeakError: Where the last output of a prefix is not that of the whole text.
     """

@@ -41,6 +41,11 @@ class Chunks:
     complete: Bool[Tensor, "batch count"] | None = None
     filled: Int[Tensor, " batch"] | None = None
 
+    @property
+    def opens(self) -> Bool[Tensor, "batch time"] | None:
+        """True for positions in the first place of a chunk; ``None`` where :attr:`places` is."""
+        return None if self.places is None else self.places % self.size == 0
+
     def split(self, x: Tensor) -> Tensor:
         """The positions in chunks, zeros in places that are not taken.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from mann.rotary import rotary_tables
-from mann.state import State
+from mann.state import State, Streaming
 from retrieval import Neighbors, Source
 
 
@@ -26,16 +27,22 @@ class Context:
             :class:`~mann.ExternalMemory` search its own source.
         state: What streaming slots left at the end of the segment before, and leave at the end of this one; a
             context takes note of its segment in it. ``None``: every row begins anew.
+        exclude: Label of the stored document that a search at each position must not be given, -1 for none: in
+            training its own. ``None``: nobody has said.
 
     Shapes:
-        tokens and documents: ``[batch, time]``; neighbors: ``[batch, time, k]``.
+        tokens, documents and exclude: ``[batch, time]``; neighbors: ``[batch, time, k]``.
     """
 
     tokens: Int[Tensor, "batch time"]
     documents: Int[Tensor, "batch time"] | None = None
     neighbors: Neighbors | None = None
     state: State | None = None
-    _found: dict[tuple[int, int], Neighbors] = field(
+    exclude: Int[Tensor, "batch time"] | None = None
+    _found: dict[tuple[int, int], list[tuple[Tensor | None, Neighbors]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _streams: dict[int, tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _windows: dict[tuple[int, int], tuple[int, Tensor]] = field(
@@ -53,11 +60,12 @@ class Context:
             raise ValueError(
                 f"tokens must be [batch, time], got shape {tuple(self.tokens.shape)}: add a batch dimension"
             )
-        if self.documents is not None and self.documents.shape != self.tokens.shape:
-            raise ValueError(
-                f"documents {tuple(self.documents.shape)} must have the shape of tokens "
-                f"{tuple(self.tokens.shape)}: one document label per token"
-            )
+        for name, labels in (("documents", self.documents), ("exclude", self.exclude)):
+            if labels is not None and labels.shape != self.tokens.shape:
+                raise ValueError(
+                    f"{name} {tuple(labels.shape)} must have the shape of tokens "
+                    f"{tuple(self.tokens.shape)}: one document label per token"
+                )
         if self.state is not None:
             self.state.begin(len(self.tokens), self.documents)
         if self.documents is not None:
@@ -77,14 +85,65 @@ class Context:
             inside[:, back:] = self.documents[:, back:] == self.documents[:, : time - back]
         return inside
 
-    def retrieve(self, source: Source, k: int) -> Neighbors:
-        """The neighbours of every position: those given, else those ``source`` finds, once per forward pass."""
+    def stream(
+        self, earlier: int
+    ) -> tuple[Int[Tensor, "batch earlier_and_time"], Int[Tensor, "batch earlier_and_time"]]:
+        """Tokens and documents of this segment behind those of the ``earlier`` positions before it.
+
+        What belongs to the document that goes on has label 0, as here; what is of another one, or not there at all,
+        has token 0 and label -1. The state holds them from segment to segment for whoever asks for as many.
+
+        Args:
+            earlier: Positions of earlier segments.
+        """
+        if earlier not in self._streams:
+            tokens = self.tokens
+            labels = torch.zeros_like(tokens) if self.documents is None else self.documents
+            if earlier:
+                nothing = torch.zeros_like(tokens[:, :1]).expand(-1, earlier)
+                held = {"tokens": nothing, "inside": nothing > 0}
+                slot = Streaming()
+                slot.state_key = f"the last {earlier} tokens"
+                if self.state is not None:
+                    held = self.state.read(slot, held)
+                tokens = torch.cat([held["tokens"], tokens], 1)
+                labels = torch.cat([held["inside"].to(labels.dtype) - 1, labels], 1)
+                if self.state is not None:
+                    inside = (labels == labels[:, -1:])[:, -earlier:]
+                    self.state.write(slot, tokens=tokens[:, -earlier:] * inside, inside=inside)
+            self._streams[earlier] = tokens, labels
+        return self._streams[earlier]
+
+    def retrieve(self, source: Source, k: int, at: Bool[Tensor, "batch time"] | None = None) -> Neighbors:
+        """The neighbours of every position: those given, else those ``source`` finds, once per forward pass.
+
+        Args:
+            source: Where to look. With a state it is asked with the tokens of earlier segments, too.
+            k: Neighbours per position.
+            at: True where they are wanted, as :meth:`retrieval.Source.search` takes it; by default everywhere.
+        """
         if self.neighbors is not None:
             return self.neighbors
-        key = (id(source), k)
-        if key not in self._found:
-            self._found[key] = source.search(self.tokens, k, documents=self.documents)
-        return self._found[key]
+        searches = self._found.setdefault((id(source), k), [])
+        for searched, found in searches:
+            if searched is None or (at is not None and _alike(searched, at)):
+                return found
+        held = 0 if self.state is None else source.depth - 1
+        tokens, labels = self.stream(held) if held else (self.tokens, self.documents)
+        options: dict[str, Tensor] = {}
+        if self.exclude is not None:
+            options["exclude"] = F.pad(self.exclude, (held, 0), value=-1)
+        if held or at is not None:
+            options["at"] = F.pad(
+                torch.ones_like(self.tokens, dtype=torch.bool) if at is None else at, (held, 0)
+            )
+        found = source.search(tokens, k, documents=labels, **options)
+        if held:
+            found = replace(
+                found, scores=found.scores[:, held:], ids=found.ids[:, held:], mask=found.mask[:, held:]
+            )
+        searches.append((at, found))
+        return found
 
     def window(self, source: Source, k: int, before: int, after: int) -> Int[Tensor, "batch time k window"]:
         """Tokens around the neighbours of every position, as :meth:`retrieval.Passages.window` gives them.
@@ -139,3 +198,10 @@ class Context:
                 earlier + self.tokens.shape[1], d_head, base, self.tokens.device, dtype
             )
         return self._rotations[key]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two masks are the same; what exists in shape only has no more to compare."""
+    if one.is_meta or isinstance(one, FakeTensor):
+        return one.shape == other.shape
+    return torch.equal(one, other)

@@ -36,8 +36,9 @@ class LanguageModel(nn.Module, ABC):
         documents: Int[Tensor, "batch time"] | None = None,
         neighbors: Neighbors | None = None,
         state: State | None = None,
+        exclude: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time vocab"]:
-        context = Context(tokens, documents, neighbors, state)
+        context = Context(tokens, documents, neighbors, state, exclude)
         return self.readout(self.hidden(context), context)
 
     def loss(
@@ -47,7 +48,11 @@ class LanguageModel(nn.Module, ABC):
         documents: Int[Tensor, "batch time"] | None = None,
         neighbors: Neighbors | None = None,
         state: State | None = None,
+        exclude: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time"]:
-        """Negative log-probability of each target in nats; 0 where the target is -100."""
-        context = Context(tokens, documents, neighbors, state)
+        """Negative log-probability of each target in nats; 0 where the target is -100.
+
+        All but the targets is what a :class:`~mann.Context` holds.
+        """
+        context = Context(tokens, documents, neighbors, state, exclude)
         return self.readout(self.hidden(context), context, targets)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from mann.auxiliary import auxiliary_loss
 from mann.optim import RoleOptimizer, linear_schedule
 from mann.state import State
 
@@ -18,8 +20,9 @@ RATES = {"matrix": 0.01, "embedding": 0.15, "head": 0.03, "scalar": 0.03, "table
 class LanguageModule(L.LightningModule):
     r"""Trains a language model to predict the next token.
 
-    A batch is a dictionary with ``tokens`` and ``targets`` (-100: not scored), and optionally ``documents`` and
-    ``neighbors``. The rate warms up, stays, and falls to zero at ``total_steps``.
+    A batch is a dictionary with ``tokens`` and ``targets`` (-100: not scored), and optionally ``documents``,
+    ``neighbors`` and ``exclude``. The rate warms up, stays, and falls to zero at ``total_steps``. Modules that are
+    :class:`~mann.auxiliary.Auxiliary` add terms of their own to what is minimised; the loss that is logged is without.
 
     Args:
         network: The model: a :class:`~mann.Transformer`, an :class:`~mann.Attached`, or whatever has its ``loss``.
@@ -72,9 +75,21 @@ class LanguageModule(L.LightningModule):
         """Mean negative log-probability of the scored targets, in nats."""
         return self._mean(batch, None)
 
+    def objective(self, batch: Mapping[str, Any]) -> Tensor:
+        """What training minimises: that, and the :func:`~mann.auxiliary.auxiliary_loss` of the network."""
+        return self._with_auxiliary(self(batch))
+
+    def _with_auxiliary(self, loss: Tensor) -> Tensor:
+        more = auxiliary_loss(self.network)
+        return loss if more is None else loss + more
+
     def _mean(self, batch: dict[str, Any], state: State | None) -> Tensor:
         loss: Any = self.network.loss
-        nll = loss(batch["tokens"], batch["targets"], batch.get("documents"), batch.get("neighbors"), state)
+        nll = loss(
+            *(batch["tokens"], batch["targets"], batch.get("documents"), batch.get("neighbors"), state),
+            # A network of your own need not know of it.
+            *([batch["exclude"]] if "exclude" in batch else []),
+        )
         return nll.sum() / (batch["targets"] >= 0).sum().clamp(min=1)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
@@ -94,7 +109,7 @@ class LanguageModule(L.LightningModule):
                     f"(now {self.rates}) or look for non-finite numbers in the data"
                 )
             self.log("train/nats_per_token", mean, batch_size=1)
-        return loss
+        return self._with_auxiliary(loss)
 
     def on_train_end(self) -> None:
         """Tables that catch up later do so now: whoever uses the weights next has no optimiser."""

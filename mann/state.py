@@ -84,14 +84,15 @@ class State:
 
         Args:
             slot: Whose it is.
-            start: Each tensor as it is at the beginning of a document, rows in front (expanded is enough).
+            start: Each tensor asked for as it is at the beginning of a document, rows in front (expanded is enough).
 
         Raises:
-            ValueError: If it left other names or shapes.
+            ValueError: If it left no such names, or other shapes.
         """
         held = self._tensors.get(slot.state_key)
         if held is None:
             return dict(start)
+        held = {name: value for name, value in held.items() if name in start}
         shapes = [{name: tuple(value.shape) for name, value in values.items()} for values in (held, start)]
         if shapes[0] != shapes[1]:
             raise ValueError(

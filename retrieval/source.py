@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from retrieval.neighbors import Neighbors
@@ -53,6 +54,7 @@ class Source(Searchable, ABC):
         *,
         documents: Int[Tensor, "batch time"] | None = None,
         exclude: Int[Tensor, "batch time"] | None = None,
+        at: Bool[Tensor, "batch time"] | None = None,
     ) -> Neighbors:
         """The ``k`` best entries at every position of a batch.
 
@@ -63,9 +65,10 @@ class Source(Searchable, ABC):
                 row is one document.
             exclude: Label of the *stored* document whose passages a query must not be given, -1 for none. The
                 search goes on behind excluded entries until it has ``k`` others or there are no more.
+            at: True where neighbours are wanted; other positions are not searched for and have none. By default all.
 
         Shapes:
-            tokens, documents, exclude: ``[batch, time]``, result: ``[batch, time, k]``
+            tokens, documents, exclude, at: ``[batch, time]``, result: ``[batch, time, k]``
 
         Raises:
             ValueError: If shapes differ, ``k < 1``, or a token is outside the store's vocabulary.
@@ -76,18 +79,18 @@ class Source(Searchable, ABC):
             )
         if k < 1:
             raise ValueError(f"search needs k >= 1, got {k}")
-        for name, other in (("documents", documents), ("exclude", exclude)):
+        for name, other in (("documents", documents), ("exclude", exclude), ("at", at)):
             if other is not None and other.shape != tokens.shape:
                 raise ValueError(
                     f"{name} {tuple(other.shape)} must have the shape of tokens {tuple(tokens.shape)}"
                 )
         labels = torch.zeros_like(tokens) if documents is None else documents
         banned = torch.full_like(tokens, -1) if exclude is None else exclude
-        return run_search(self, [tokens, labels, banned], k)
+        return run_search(self, [tokens, labels, banned, *([] if at is None else [at])], k)
 
     def neighbors(self, inputs: Sequence[Tensor], k: int) -> Neighbors:
         """The search behind the operator; call :meth:`search`."""
-        tokens, labels, banned = (x.numpy().astype(np.int64, copy=False) for x in inputs)
+        tokens, labels, banned, *at = (x.numpy().astype(np.int64, copy=False) for x in inputs)
         if not tokens.size or not self.passages.n_entries:
             return Neighbors.none(*tokens.shape, k)
         low, high = int(tokens.min()), int(tokens.max())
@@ -98,13 +101,24 @@ class Source(Searchable, ABC):
             )
         context = query_context(tokens, labels, self.depth).reshape(-1, self.depth)
         banned = banned.reshape(-1)
-        found = Neighbors.cat(
-            [
-                self.find(context[i : i + self.chunk], k, banned[i : i + self.chunk])
-                for i in range(0, len(context), self.chunk)
-            ]
-        )
-        return found.view(*tokens.shape, k)
+        if not at:
+            return self._found(context, k, banned).view(*tokens.shape, k)
+        rows = np.flatnonzero(at[0])
+        if not len(rows):
+            return Neighbors.none(*tokens.shape, k)
+        found, placed = self._found(context[rows], k, banned[rows]), Neighbors.none(len(context), k)
+        for part, whole in (
+            (found.scores, placed.scores),
+            (found.ids, placed.ids),
+            (found.mask, placed.mask),
+        ):
+            whole[rows] = part
+        return replace(placed, **found.work).view(*tokens.shape, k)
+
+    def _found(self, context: np.ndarray, k: int, exclude: np.ndarray) -> Neighbors:
+        """Neighbours of contexts, as many at once as memory allows."""
+        pieces = [slice(i, i + self.chunk) for i in range(0, len(context), self.chunk)]
+        return Neighbors.cat([self.find(context[piece], k, exclude[piece]) for piece in pieces])
 
 
 def query_context(

@@ -59,7 +59,10 @@ class NeighborTable:
         cls,
         path: str | Path,
         source: Source,
-        batches: Iterable[tuple[Tensor, Tensor | None, Tensor | None]],
+        batches: Iterable[
+            tuple[Tensor, Tensor | None, Tensor | None]
+            | tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+        ],
         k: int,
         *,
         progress: Callable[[int], None] | None = None,
@@ -69,12 +72,13 @@ class NeighborTable:
         Args:
             path: Where to put the table; one that is there is replaced, whole, at the end.
             source: What to ask.
-            batches: ``(tokens, documents, exclude)`` as :meth:`Source.search` takes them; all of one ``time``.
+            batches: ``(tokens, documents, exclude)``, or ``at`` too, as :meth:`Source.search` takes them; all of one
+                ``time``.
             k: Neighbours per position.
             progress: Called with the number of rows done so far after each batch.
 
         Shapes:
-            batches: three of ``[n, time]``, ``n`` may vary
+            batches: each ``[n, time]``, ``n`` may vary
 
         Raises:
             ValueError: If rows differ in length or there are none.
@@ -85,13 +89,14 @@ class NeighborTable:
         rows = 0
         with writing_snapshot(path, _KIND, _VERSION, about) as folder:
             with (folder / "ids.npy").open("wb+") as ids, (folder / "scores.npy").open("wb+") as scores:
-                for tokens, documents, exclude in batches:
+                for tokens, documents, exclude, *at in batches:
                     n, length = tokens.shape
                     if rows and length != about["time"]:
                         raise ValueError(f"rows of {length} positions among rows of {about['time']}")
                     about["time"] = length
                     begin = time.perf_counter()
-                    found = source.search(tokens, k, documents=documents, exclude=exclude)
+                    options = {"at": at[0]} if at else {}
+                    found = source.search(tokens, k, documents=documents, exclude=exclude, **options)
                     about["seconds"] += time.perf_counter() - begin
                     if not rows:
                         write_header(ids, id_type, (0, length, k))

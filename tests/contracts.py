@@ -48,8 +48,8 @@ class Slot:
     kind: str
     build: Callable[..., nn.Module]
 
-    def model(self, seed: int = 0) -> Transformer:
-        """As it starts."""
+    def model(self, seed: int = 0, **slots: Any) -> Transformer:
+        """As it starts; ``slots`` are those of the rest."""
         if self.kind == "memory":
             settings: dict[str, Any] = {"memory": {LAYER: self.build}}
         elif self.kind == "reader":
@@ -59,11 +59,11 @@ class Slot:
         else:
             settings = {self.kind: self.build}
         torch.manual_seed(seed)
-        return Transformer(VOCAB, WIDTH, LAYERS, HEADS, **settings).train()
+        return Transformer(VOCAB, WIDTH, LAYERS, HEADS, **(slots | settings)).train()
 
-    def trained(self, seed: int = 0) -> Transformer:
+    def trained(self, seed: int = 0, **slots: Any) -> Transformer:
         """As it might be after some training: every gate open, every parameter somewhere else."""
-        return opened(self.model(seed), seed)
+        return opened(self.model(seed, **slots), seed)
 
     def names(self) -> tuple[str, ...]:
         """Where it is in the model."""
@@ -88,7 +88,10 @@ def opened(model: nn.Module, seed: int = 0) -> Any:
 
 
 def batch(seed: int = 0, time: int = TIME) -> dict[str, Tensor]:
-    """Tokens that quote the store, targets (some ignored) and documents; the last label is one that returns."""
+    """Tokens that quote the store, targets (some ignored) and documents; the last label is one that returns.
+
+    ``exclude`` says that nothing of the store is hidden.
+    """
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, VOCAB, (2, time))
     tokens[0, 3:40] = SOURCE.passages.tokens[100:137]
@@ -97,7 +100,7 @@ def batch(seed: int = 0, time: int = TIME) -> dict[str, Tensor]:
     targets[:, ::7] = -100
     labels = np.zeros((2, time), np.int64)
     labels[0, 21:], labels[0, 65:], labels[1, time // 2 :] = 4, 0, 1
-    found = {"tokens": tokens, "targets": targets, "documents": labels}
+    found = {"tokens": tokens, "targets": targets, "documents": labels, "exclude": np.full_like(labels, -1)}
     return {name: torch.from_numpy(array) for name, array in found.items()}
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mann import CausalAttention, Context, Memory, NGramMemory, Readout, SoftmaxReadout
+from mann import CausalAttention, Context, Memory, NGramMemory, Readout, SoftmaxReadout, Streaming
 from tests.contracts import (
     ALWAYS,
     CONTRACTS,
@@ -19,8 +19,8 @@ from tests.contracts import (
     Slot,
     assert_memory,
     assert_mixer,
-    goes_on,
 )
+from tests.streaming import goes_on
 
 # What constructors may ask for by name: what they need, and sizes small enough to be quick.
 ARGUMENTS = {
@@ -92,18 +92,20 @@ CASES = [
 ]
 
 
-# Mixers that hear one segment, and what carries more than a text in segments is: hidden memories of their own segment.
-HEAR_A_SEGMENT: set[str] = set()
-STREAMING = [
-    pytest.param(slot, id=name)
+# What they hold of earlier segments has no gradient.
+WITHOUT_GRADIENT = {"KNNAttention"}
+# Everything but mixers that hear one segment.
+GOING_ON = [
+    pytest.param(slot, name not in WITHOUT_GRADIENT, id=name)
     for name, cls in EXPORTED.items()
-    if name not in NO_SLOT and name not in HEAR_A_SEGMENT and (slot := slot_of(cls)) is not None
+    if name not in NO_SLOT and (slot := slot_of(cls)) is not None
+    if slot.kind != "mixer" or issubclass(cls, Streaming)
 ]
 
 
-@pytest.mark.parametrize("slot", STREAMING)
-def test_segments_over_a_state_are_one_text(slot: Slot):
-    goes_on(slot)
+@pytest.mark.parametrize(("slot", "gradients"), GOING_ON)
+def test_segments_over_a_state_are_one_text(slot: Slot, gradients: bool):
+    goes_on(slot, gradients)
 
 
 @pytest.mark.parametrize(("slot", "contract"), CASES)
@@ -179,6 +181,10 @@ def earlier(x, context):
     return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
 
 
+def within_documents(x, context):
+    return earlier(x, context) * context.same_document(1)[..., None]
+
+
 def whole_row(x, context):
     return x - x.mean(1, keepdim=True)
 
@@ -224,6 +230,11 @@ def test_the_contracts_catch(look, broken):
             caught.add(contract.__name__)
     assert broken <= caught
     assert caught <= broken | {"trains_every_parameter", "has_a_price"}
+
+
+def test_what_forgets_a_segment_is_caught():
+    with pytest.raises(AssertionError, match="not close"):
+        goes_on(Slot("memory", partial(Echo, look=within_documents)))
 
 
 def test_the_contracts_catch_an_open_gate_and_shared_weights():

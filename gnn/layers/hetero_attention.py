@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -15,7 +16,8 @@ __all__ = ["HeteroAttention", "Score", "Softmax"]
 Score = Literal["hgt", "gat", "gatv2", "mean"]
 Softmax = Literal["joint", "per type"]
 # Kinds of edges; weights belong to the name, as GNN-LM has it: within a text or a window, and from an entry to a token.
-INTRA, INTER = 0, 1
+# Further ones lead from entry to entry.
+INTRA, INTER, FURTHER = 0, 1, 2
 # Not named: queries and keys come in shapes that broadcast.
 Heads = Float[Tensor, "... heads d_head"]
 
@@ -52,6 +54,7 @@ class HeteroAttention(nn.Module):
         score: ``"hgt"``, ``"gat"``, ``"gatv2"`` or ``"mean"``.
         dropout: Share of what a node has heard that is dropped.
         entries: Whether entries hear too; in a last layer nobody asks what they have heard.
+        further: Kinds of edges between entries beside those inside a window.
 
     Shapes:
         states: ``[nodes, width]`` of each kind
@@ -69,6 +72,7 @@ class HeteroAttention(nn.Module):
         score: Score = "hgt",
         dropout: float = 0.0,
         entries: bool = True,
+        further: int = 0,
     ) -> None:
         super().__init__()
         if n_heads < 1 or width % n_heads:
@@ -89,11 +93,12 @@ class HeteroAttention(nn.Module):
         self.query, self.out = matrices(hearing if asks else ()), matrices(hearing)
         self.key, self.value = matrices(kinds if asks else ()), matrices(kinds)
         self.norm = nn.ModuleDict({kind: nn.LayerNorm(width) for kind in hearing})
-        self.message = nn.Parameter(torch.empty(2, n_heads, self.d_head, self.d_head))
+        relations = FURTHER + (further if entries else 0)
+        self.message = nn.Parameter(torch.empty(relations, n_heads, self.d_head, self.d_head))
         self.attend = nn.Parameter(torch.empty_like(self.message)) if asks else None
-        self.prior = nn.Parameter(torch.ones(2, n_heads)) if score == "hgt" else None
+        self.prior = nn.Parameter(torch.ones(relations, n_heads)) if score == "hgt" else None
         ends = {"gat": 2, "gatv2": 1}.get(score)
-        self.direction = nn.Parameter(torch.empty(2, ends, n_heads, self.d_head)) if ends else None
+        self.direction = nn.Parameter(torch.empty(relations, ends, n_heads, self.d_head)) if ends else None
         self.null = nn.Parameter(torch.zeros(n_heads, self.d_head)) if softmax == "joint" and asks else None
         for weight in (self.attend, self.message, self.direction):
             if weight is not None:
@@ -151,6 +156,7 @@ class HeteroAttention(nn.Module):
         window: Int[Tensor, "2 windows"],
         retrieved: Int[Tensor, "2 found"],
         before: Int[Tensor, "2 pasts"],
+        joined: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
         """The layer on lists of edges, source over target.
 
@@ -159,10 +165,12 @@ class HeteroAttention(nn.Module):
             window: From entry to entry.
             retrieved: From entry to token.
             before: From token to token.
+            joined: From entry to entry, of each further kind.
         """
+        further = [("entry", FURTHER + i, edges) for i, edges in enumerate(joined)]
         parts = {
             "token": [("token", INTRA, before), ("entry", INTER, retrieved)],
-            "entry": [("entry", INTRA, window)],
+            "entry": [("entry", INTRA, window), *further],
         }
         return {kind: self._hear(kind, states, parts[kind]) for kind in self.norm}
 

@@ -89,6 +89,7 @@ class Attached(Hooked):
         documents: Int[Tensor, "batch time"] | None = None,
         neighbors: Neighbors | None = None,
         state: State | None = None,
+        exclude: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time"]:
         """Negative log-probability of each target in nats; 0 where the target is -100.
 
@@ -101,15 +102,16 @@ class Attached(Hooked):
             documents: Document label of each position.
             neighbors: Found beforehand.
             state: Of streaming parts.
+            exclude: Label of the stored document that each position must not be given.
 
         Shapes:
-            tokens, targets, documents and output: ``[batch, time]``.
+            tokens, targets, documents, exclude and output: ``[batch, time]``.
 
         Raises:
             ValueError: If there are several documents in a row of a model that cannot tell them apart, or nothing is
                 attached any more.
         """
-        call, output = self._run(Context(tokens, documents, neighbors, state), targets)
+        call, output = self._run(Context(tokens, documents, neighbors, state, exclude), targets)
         if call.loss is not None:
             return call.loss
         logits = output.logits.flatten(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -28,7 +29,9 @@ class MixtureOfExperts(nn.Module):
     gradient. After each step :math:`b_i \leftarrow b_i + \gamma \operatorname{sign}(\bar c - c_i)`, :math:`c` counting
     who chose what in the batches of the step. So a choice depends on the token and on earlier steps, never on later
     tokens. A backward pass counts, and a step is over once the router's weight has been changed in place: gradients of
-    several batches make one step, and what a checkpoint computes again is the same.
+    several batches make one step, and what a checkpoint computes again is the same. Where a process group is
+    initialised the counts of all its processes are added up, so all have one bias: every one of them must then make the
+    same backward passes, as they do under data parallelism.
 
     :math:`W_2` starts at zero, so the layer starts as a no-op. Left out: the small loss that balances each sequence,
     and the limit on how many devices a token may reach.
@@ -126,7 +129,11 @@ class MixtureOfExperts(nn.Module):
         self.bias.copy_(self._balanced())
         if self._stepped():
             self.load.zero_()
-        self.load.add_(ends.diff(prepend=ends.new_zeros(1)))
+        counts = ends.diff(prepend=ends.new_zeros(1))
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Here, and not when the bias is next needed: so that what a checkpoint holds is of all processes.
+            dist.all_reduce(counts)
+        self.load.add_(counts)
         self._counted = self.router.weight._version
 
     def _stepped(self) -> bool:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mann.auxiliary import Auxiliary
 from mann.linear import Linear
 from mann.product_keys import largest
 from mann.table_optim import about_to_read
@@ -17,7 +18,7 @@ Scores = Float[Tensor, "tokens cores k"]
 Rows = Int[Tensor, "tokens k"]
 
 
-class UltraMem(nn.Module):
+class UltraMem(Auxiliary, nn.Module):
     r"""A table of :math:`n^2` virtual rows, named by :math:`r` scores of each half of a query.
 
     *Tucker scores.* Each of :math:`n` keys a half has :math:`r` vectors. With :math:`a_i, b_j \in \mathbb{R}^r` the
@@ -27,7 +28,8 @@ class UltraMem(nn.Module):
 
     The first singular vectors :math:`u, t` of :math:`C` choose :math:`k` keys of each half, by :math:`u \cdot a_i` and
     :math:`t \cdot b_j`; the :math:`k` best pairs among these are read. That is exact where :math:`k = n`, and nearly
-    where :math:`C` nearly has rank one, as it starts; :meth:`core_loss` keeps it there.
+    where :math:`C` nearly has rank one, as it starts; :meth:`core_loss` keeps it there, as an
+    :class:`~mann.auxiliary.Auxiliary` term of the training loss.
 
     *Several cores.* A row has as many parts as there are cores, and part :math:`c` is weighted by
     :math:`a_i^\top C^{(c)} b_j`. Nothing normalises weights.
@@ -56,6 +58,7 @@ class UltraMem(nn.Module):
         d_query: Width of a query, both halves; by default half the width, 16 at least.
         d_value: Width of a row; by default half of ``d_model``.
         sparse: Give the table row-sparse gradients, so that a step costs what it touches.
+        core_weight: Weight of :meth:`core_loss` in the training loss.
 
     Shapes:
         input and output: ``[batch, time, width]``.
@@ -75,6 +78,7 @@ class UltraMem(nn.Module):
         d_query: int | None = None,
         d_value: int | None = None,
         sparse: bool = True,
+        core_weight: float = 0.001,
     ) -> None:
         super().__init__()
         d_query = max(16, d_model // 4 * 2) if d_query is None else d_query
@@ -90,6 +94,7 @@ class UltraMem(nn.Module):
         if expansion < 1 or n_keys**2 % expansion:
             raise ValueError(f"{n_keys}**2 virtual rows are no multiple of expansion={expansion}")
         self.n_keys, self.k, self.n_cores, self.expansion = n_keys, k, n_cores, expansion
+        self.core_weight = core_weight
         half = d_query // 2
         self.query = Linear(d_model, d_query)
         self.query_norm, self.key_norm = nn.LayerNorm(half), nn.LayerNorm(half)
@@ -150,10 +155,14 @@ class UltraMem(nn.Module):
     def core_loss(self, margin: float = 0.15) -> Float[Tensor, ""]:
         r"""How far the core is from rank one, :math:`\frac{1}{r-1} \sum_{i>1} \max(0, \lambda_i - \tau)^2`.
 
-        :math:`\lambda` are its singular values. Add it to the loss, times 0.001.
+        :math:`\lambda` are its singular values.
         """
         others = torch.linalg.svdvals(self.cores.sum(0).float())[1:]
         return F.relu(others - margin).square().sum() / max(1, len(others))
+
+    def auxiliary_loss(self) -> Float[Tensor, ""]:
+        """The loss of the core, weighted."""
+        return self.core_weight * self.core_loss()
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         scores, rows = self.look_up(x.flatten(0, 1))

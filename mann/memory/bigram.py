@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mann.context import Context
 from mann.memory.base import Memory
+from mann.shift import tokens_before
 
 # Odd numbers of 62 bits: part of the hash, so changing one makes every saved table meaningless.
 MULTIPLIERS = (0x2545F4914F6CDD1D, 0x1B873593CC9E2D51)
@@ -29,7 +29,8 @@ class BigramMemory(Memory):
 
     modulo :math:`2^{63}`, the token before a document being the marker. The table itself starts at zero, so the memory
     starts as a no-op; there is neither projection nor gate, and all layers share the table (:meth:`at_layers`), which
-    tells it from :class:`~mann.NGramMemory` of order 2. Known as "engram-lite" or bigram hash.
+    tells it from :class:`~mann.NGramMemory` of order 2. Known as "engram-lite" or bigram hash. A :class:`~mann.State`
+    carries the last token to the next segment.
 
     References:
         Huang et al., "Over-Tokenized Transformer", 2025. arXiv:2501.16975;
@@ -87,8 +88,7 @@ class BigramMemory(Memory):
 
     def rows(self, context: Context) -> Int[Tensor, "batch time"]:
         """The table row that each position reads."""
-        tokens = context.tokens
-        before = F.pad(tokens, (1, 0))[:, :-1].masked_fill(~context.same_document(1), MARKER)
+        tokens, before = tokens_before(context, 1, MARKER)
         mixed = (tokens + 1) * MULTIPLIERS[0] ^ (before + 1) * MULTIPLIERS[1]
         return ((mixed & (2**63 - 1)) >> SHIFT) % self.n_rows
 

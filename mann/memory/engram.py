@@ -18,6 +18,8 @@ from mann.context import Context
 from mann.linear import Linear
 from mann.memory.base import Memory
 from mann.norm import rms_norm
+from mann.shift import tokens_before
+from mann.state import Streaming
 from mann.tokenizer_compression import TokenizerCompression
 
 # Whoever changes what a row number is computed from makes every saved table meaningless, and must count this up.
@@ -27,7 +29,7 @@ SEED_STEP = 10_007
 LEAST_SCORE = 1e-6
 
 
-class Engram(Memory):
+class Engram(Streaming, Memory):
     r"""Embeddings of the last :math:`n` tokens, found by hashing, added as far as the state asks for them.
 
     With :math:`x'` the compressed tokens (before the document began: the marker), odd multipliers :math:`m` of the
@@ -45,8 +47,8 @@ class Engram(Memory):
 
     The square root is in the released code and not in the paper's formula. The gain :math:`g` is the product of those
     of the two normalisations; that of the third is part of the taps :math:`c`. :math:`W_V` and the taps start at
-    zero, so the memory starts as a no-op. Shifts and convolution stay inside a document. Residual streams of several
-    branches are not provided for.
+    zero, so the memory starts as a no-op. Shifts and convolution stay inside a document; a :class:`~mann.State` carries
+    the last tokens and what the convolution reaches back to. Residual streams of several branches are not provided for.
 
     Every layer has its own multipliers, and no prime serves twice in a model, so each must know which layer it is:
     :meth:`at_layers` tells them.
@@ -143,13 +145,12 @@ class Engram(Memory):
 
     def rows(self, context: Context) -> Int[Tensor, "batch time slots"]:
         """The table rows that each position reads, one per order and hash head."""
-        tokens = self.compressed[context.tokens] if len(self.compressed) else context.tokens
-        time, mixed, found = tokens.shape[1], tokens * self.multipliers[0], {}
-        for back in range(max(self.orders)):
-            if back:
-                earlier = F.pad(tokens, (back, 0))[:, :time]
-                earlier = earlier.masked_fill(~context.same_document(back), self.marker)
-                mixed = mixed ^ (earlier * self.multipliers[back])
+        ids = self.compressed if len(self.compressed) else None
+        tokens = tokens_before(context, max(self.orders) - 1, self.marker, ids)
+        mixed = tokens[0] * self.multipliers[0]
+        found = {1: mixed}
+        for back, earlier in enumerate(tokens[1:], 1):
+            mixed = mixed ^ (earlier * self.multipliers[back])
             found[back + 1] = mixed
         hashes = torch.stack([found[order] for order in self.orders], -1)
         primes = self.primes.view(len(self.orders), self.n_heads)
@@ -178,13 +179,23 @@ class Engram(Memory):
         update = gate * value
         if self.taps is None:
             return update
-        normal = rms_norm(update)
-        dilation = max(self.orders)
+        normal, labels, dilation = rms_norm(update), context.documents, max(self.orders)
+        held = 0 if context.state is None else (self.kernel - 1) * dilation
+        if context.state is not None and held:
+            start = {"normal": normal.new_zeros(()).expand(len(x), held, x.shape[-1])}
+            before = context.state.read(self, start)["normal"].to(normal.dtype)
+            normal = torch.cat([before, normal], 1)
+            # What is held of another document is 0, which says nothing to anyone.
+            labels = None if labels is None else F.pad(labels, (held, 0))
+            left = normal[:, -held:]
+            if labels is not None:
+                left = left * (labels == labels[:, -1:])[:, -held:, None]
+            context.state.write(self, normal=left)
         inside = None
-        if context.documents is not None:
-            inside = [context.same_document(tap * dilation) for tap in range(self.kernel)]
+        if labels is not None:
+            inside = [_same(labels, tap * dilation) for tap in range(self.kernel)]
         mixed = _Convolution.apply(normal, self.taps.to(normal.dtype), dilation, inside)
-        return update + F.silu(mixed)
+        return update + F.silu(mixed[:, held:])
 
     def get_extra_state(self) -> Tensor:
         """What the rows were hashed from, as the bytes of a JSON text."""
@@ -316,6 +327,12 @@ class _Convolution(torch.autograd.Function):
             grad_x[:, :-back].addcmul_(later, taps[tap])
             grad_taps[tap] = (later * x[:, :-back]).sum((0, 1))
         return grad_x, grad_taps, None, None
+
+
+def _same(labels: Tensor, back: int) -> Tensor:
+    """True where the position so far back has the same label; the first have none."""
+    same = F.pad(labels[:, back:] == labels[:, : max(0, labels.shape[1] - back)], (back, 0))
+    return same[:, : labels.shape[1]]
 
 
 def _reaching(taps: Tensor, dilation: int, time: int) -> list[tuple[int, int]]:

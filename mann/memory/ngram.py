@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mann.context import Context
 from mann.memory.base import Memory
+from mann.shift import tokens_before
 
 # Odd 62-bit multipliers from this seed: part of the hash, so changing it makes every saved table meaningless.
 HASH_SEED = 20_240_117
@@ -28,7 +29,7 @@ class NGramMemory(Memory):
     modulo :math:`2^{63}`, with odd multipliers :math:`m` for every :math:`(n, j)`, :math:`s` leaving
     :math:`\log_2` ``n_rows`` bits, and concatenation :math:`\Vert`. Tokens of an earlier document count as the
     document marker. The projection starts at zero, so the memory starts as a no-op. ``orders=(1,)`` is the unigram
-    control (a value embedding).
+    control (a value embedding). A :class:`~mann.State` carries the last tokens to the next segment.
 
     References:
         Huang et al., "Over-Tokenized Transformer", 2025. arXiv:2501.16975;
@@ -83,14 +84,7 @@ class NGramMemory(Memory):
 
     def rows(self, context: Context) -> Int[Tensor, "batch time slots"]:
         """The table rows that each position reads, one per order and hash head."""
-        tokens = context.tokens
-        shifted = [tokens]
-        for back in range(1, max(self.orders)):
-            earlier = torch.zeros_like(tokens)
-            if back < tokens.shape[1]:
-                earlier[:, back:] = tokens[:, : tokens.shape[1] - back]
-            shifted.append(earlier.masked_fill(~context.same_document(back), MARKER))
-        history = torch.stack(shifted, dim=-1)
+        history = torch.stack(tokens_before(context, max(self.orders) - 1, MARKER), dim=-1)
         shift = 63 - (self.n_rows.bit_length() - 1)
         rows = []
         for index, order in enumerate(self.orders):

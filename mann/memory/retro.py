@@ -34,9 +34,10 @@ class ChunkedCrossAttention(Sourced, Streaming, Memory):
     deserves, all of it where there is none.
 
     That neighbours come from other documents than the text itself is for who searches to say (``exclude`` of
-    :meth:`retrieval.Source.search`); those that are missing for it are masked, never read. A :class:`~mann.State`
-    carries the encoded neighbours of a chunk to the next segment; a search made here sees the tokens of its own
-    segment only, neighbours given beforehand those that they were found with.
+    :meth:`retrieval.Source.search`), here by ``exclude`` beside the tokens; those that are missing for it are masked,
+    never read. A search made here is one for each chunk, at its last token, and :attr:`every` tells whoever searches
+    beforehand that other positions are not read. A :class:`~mann.State` carries the encoded neighbours of a chunk to
+    the next segment, and the tokens that a search looks back to.
 
     Reference:
         Borgeaud et al., "Improving language models by retrieving from trillions of tokens" (RETRO), 2022.
@@ -75,7 +76,7 @@ class ChunkedCrossAttention(Sourced, Streaming, Memory):
             raise ValueError(f"chunk={chunk}: give at least 1 token, such as 64")
         if n_heads < 1 or d_read % n_heads:
             raise ValueError(f"d_read={d_read} cannot be cut into {n_heads} heads: choose a divisor")
-        self.source, self.k, self.chunk = source, k, chunk
+        self.source, self.k, self.chunk, self.every = source, k, chunk, chunk
         self.before = chunk - 1 if before is None else before
         self.after = chunk if after is None else after
         self.n_heads = n_heads
@@ -98,10 +99,10 @@ class ChunkedCrossAttention(Sourced, Streaming, Memory):
         self, x: Float[Tensor, "batch time width"], context: Context
     ) -> Float[Tensor, "batch time width"]:
         batch, width = len(x), self.position.shape[1]
-        neighbors = context.retrieve(self.source, self.k)
+        k = self.k if context.neighbors is None else context.neighbors.k
         known = {
-            "encoded": x.new_zeros(()).expand(batch, neighbors.k, *self.position.shape),
-            "present": torch.zeros(batch, neighbors.k, dtype=torch.bool, device=x.device),
+            "encoded": x.new_zeros(()).expand(batch, k, *self.position.shape),
+            "present": torch.zeros(batch, k, dtype=torch.bool, device=x.device),
             # The last token of a chunk reads already: as if every document began one token earlier.
             "filled": context.tokens.new_full((batch,), 1 % self.chunk),
         }
@@ -135,7 +136,7 @@ class ChunkedCrossAttention(Sourced, Streaming, Memory):
         first = chunks.split(here + 1)[:, :, 0] - 1
         found = first >= 0
         at = torch.where(found, first, 0)
-        neighbors = context.retrieve(self.source, self.k)
+        neighbors = context.retrieve(self.source, self.k, chunks.opens if self.chunk > 1 else None)
         index = at[..., None].expand(-1, -1, neighbors.k)
         windows = self.source.passages.window(neighbors.ids.gather(1, index), self.before, self.after)
         present = neighbors.mask.gather(1, index) & found[..., None]

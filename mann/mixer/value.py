@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mann.banded import attend
 from mann.context import Context
 from mann.linear import Linear
-from mann.mixer.attention import CausalAttention, causal_attention
-from mann.projection import fold
+from mann.projection import QueriesKeysValues, fold
 
 
-class ValueEmbeddingAttention(CausalAttention):
+class ValueEmbeddingAttention(QueriesKeysValues):
     r"""Causal attention with a memory on the value path.
 
     .. math::
@@ -52,7 +52,8 @@ class ValueEmbeddingAttention(CausalAttention):
         block: int = 64,
         base: float = 10_000.0,
     ) -> None:
-        super().__init__(d_model, n_heads, block, base)
+        super().__init__(d_model, n_heads, base)
+        self.block = block
         self.gate = Linear(d_model, n_heads)
         self.gate.weight.role = "scalar"  # type: ignore[attr-defined]
         nn.init.zeros_(self.gate.weight)
@@ -64,4 +65,5 @@ class ValueEmbeddingAttention(CausalAttention):
         q, k, v = self.heads(x, context)
         gate = 2 * torch.sigmoid(self.gate(x))
         v = v + gate[..., None] * self.values(x, context).view_as(v)
-        return self.merge(causal_attention(fold(q), fold(k), fold(v), context, self.block))
+        masks = context.attention_masks(self.block, q.dtype)
+        return self.merge(attend(fold(q), fold(k), fold(v), masks, self.block)[0])

@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mann.context import Context
-from mann.past import past_mass, past_masses
+from mann.past import check_past, past_mass, past_masses, remembered
 from mann.readout.base import IGNORE, Readout, SoftmaxReadout
+from mann.state import Streaming
 
 
-class CacheReadout(Readout):
+class CacheReadout(Streaming, Readout):
     r"""Mixes the vocabulary distribution with a cache of the earlier positions of the same document.
 
     .. math::
@@ -24,6 +25,9 @@ class CacheReadout(Readout):
     Published with one fixed :math:`\lambda`, which ``weight`` gives. Without it the cache shares a softmax with a
     learned "not in the cache", :math:`\lambda_t = Z_t / (Z_t + e^{\langle c, x_t \rangle + b})`, so that its weight
     grows with the likeness of what it holds. Where there is no past, :math:`\lambda_t = 0`.
+
+    A :class:`~mann.State` holds the last states and tokens. With a ``window`` no longer than ``cache``, or with a
+    ``cache`` as long as the text, segments equal one long row.
 
     Differs from :class:`~mann.readout.trime.TRIMEReadout`, whose one softmax weighs the cache against the vocabulary's
     logits.
@@ -37,19 +41,30 @@ class CacheReadout(Readout):
         vocab_size: Number of tokens.
         theta: Start of the learned :math:`\theta`; by default :math:`1/\sqrt d`.
         weight: A fixed :math:`\lambda` between 0 and 1; ``None`` learns one for every position.
+        cache: Positions that a :class:`~mann.State` holds from one segment to the next.
+        window: Positions that may be pointed at, those just before one's own; ``None``: whatever is there, which makes
+            the last position of a segment see more than the first.
 
     Shapes:
         x: ``[batch, time, width]``; targets and loss: ``[batch, time]``; log-probabilities:
         ``[batch, time, vocab]``.
 
     Raises:
-        ValueError: If ``weight`` is not between 0 and 1.
+        ValueError: If ``weight`` is not between 0 and 1, or ``cache`` or ``window`` is smaller than 1.
     """
 
     def __init__(
-        self, d_model: int, vocab_size: int, theta: float | None = None, weight: float | None = None
+        self,
+        d_model: int,
+        vocab_size: int,
+        theta: float | None = None,
+        weight: float | None = None,
+        cache: int = 512,
+        window: int | None = None,
     ) -> None:
         super().__init__()
+        check_past(cache, window)
+        self.cache, self.window = cache, window
         if weight is not None and not 0 < weight < 1:
             raise ValueError(
                 f"weight must be between 0 and 1, got {weight}: for no cache at all take SoftmaxReadout"
@@ -84,12 +99,12 @@ class CacheReadout(Readout):
         context: Context,
         targets: Int[Tensor, "batch time"] | None = None,
     ) -> Tensor:
-        queries = x * self.theta
+        queries, held = x * self.theta, remembered(self, x, context, self.cache, self.window)
         if targets is None:
-            past, pointed = past_masses(queries, x, context, self.softmax.head.out_features)
+            past, pointed = past_masses(queries, held, context, self.softmax.head.out_features)
             vocabulary, cache = (log[..., None] for log in self.log_weights(x, past))
             return torch.logaddexp(self.softmax(x, context) + vocabulary, pointed + cache)
-        past, pointed = past_mass(queries, x, context, targets)
+        past, pointed = past_mass(queries, held, context, targets)
         vocabulary, cache = self.log_weights(x, past)
         nll = self.softmax(x, context, targets)
         return -torch.logaddexp(vocabulary - nll, pointed + cache).masked_fill(targets == IGNORE, 0.0)

@@ -70,7 +70,7 @@ class KNNReadout(Sourced, Readout):
 
     A store may hold the text that is read, and with it the answers. What each position must not be given is said by
     :meth:`hiding`; in train mode a datastore is not asked before something has been said. A ``source`` is guarded as it
-    is elsewhere: by neighbours that were found beforehand, with ``exclude``.
+    is elsewhere: by ``exclude`` beside the tokens, or neighbours that were found with it.
 
     References:
         Khandelwal et al., "Generalization through memorization" (kNN-LM), 2020. arXiv:1911.00172;
@@ -93,7 +93,8 @@ class KNNReadout(Sourced, Readout):
 
     Raises:
         ValueError: If there is not one of ``source`` and ``datastore``, or ``threshold`` is set for what cannot leave
-            out positions; in the forward pass, if a datastore is asked in train mode outside of :meth:`hiding`.
+            out positions; in train mode, if a datastore is asked outside of :meth:`hiding`, or nobody has said what a
+            loss must not be given of a source.
     """
 
     def __init__(
@@ -197,6 +198,8 @@ class KNNReadout(Sourced, Readout):
         context: Context,
         targets: Int[Tensor, "batch time"] | None = None,
     ) -> Tensor:
+        if targets is not None and self.source is not None:
+            self.refuse_own(context, context.exclude)
         found, answers = self.find(x, context)
         weights, vocabulary = self.log_weights(x, found)
         if targets is None:

@@ -23,7 +23,11 @@ class PointerReadout(Sourced, Readout):
         \big( \langle W_q x, E[y_i] \rangle + \phi_i, \; \langle c, x \rangle + b \big)
 
     The weights of the neighbours and of "no neighbour" come out of one softmax, so retrieval that does not help is
-    switched off position by position. Where kNN-LM fixes one mixture weight, this one is learned with the model.
+    switched off position by position. Where kNN-LM fixes one mixture weight, this one is learned with the model. With a
+    :class:`~mann.State` the search sees tokens of earlier segments too.
+
+    A store may hold the text that is trained on, and with it the answers. So in train mode a loss wants to be told what
+    to hide: ``exclude`` beside the tokens (-1: nothing), or neighbours found with it.
 
     References:
         Khandelwal et al., "Generalization through memorization" (kNN-LM), 2020. arXiv:1911.00172;
@@ -39,6 +43,9 @@ class PointerReadout(Sourced, Readout):
     Shapes:
         x: ``[batch, time, width]``; targets and loss: ``[batch, time]``; log-probabilities:
         ``[batch, time, vocab]``.
+
+    Raises:
+        ValueError: In train mode, if nobody has said what a loss must not be given.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class PointerReadout(Sourced, Readout):
         context: Context,
         targets: Int[Tensor, "batch time"] | None = None,
     ) -> Tensor:
+        if targets is not None:
+            self.refuse_own(context, context.exclude)
         log_weights, answers = self.log_weights(x, context)
         if targets is None:
             return _mixed(self.softmax(x, context), log_weights, answers)

@@ -41,7 +41,11 @@ class SuffixReadout(Sourced, Readout):
 
     Every match is counted, not ``k`` of them, where a :class:`retrieval.SuffixSource` is asked here. Neighbours that
     were found beforehand, or by another source, are counted themselves: those of the highest score, which is taken for
-    the length.
+    the length. A :class:`~mann.State` carries the last tokens, so that a match may begin in an earlier segment.
+
+    A store may hold the text that is trained on, and then its longest match is that text itself. So in train mode a
+    loss wants to be told what to hide: ``exclude`` beside the tokens (-1: nothing), :meth:`hiding`, or neighbours found
+    with it.
 
     Reference:
         Liu et al., "Infini-gram: Scaling unbounded n-gram language models to a trillion tokens", 2024.
@@ -60,7 +64,8 @@ class SuffixReadout(Sourced, Readout):
         ``[batch, time, vocab]``.
 
     Raises:
-        ValueError: If the source has another vocabulary.
+        ValueError: If the source has another vocabulary; in train mode, if nobody has said what a loss must not be
+            given.
     """
 
     def __init__(
@@ -82,7 +87,9 @@ class SuffixReadout(Sourced, Readout):
 
     @contextmanager
     def hiding(self, exclude: Int[Tensor, "batch time"]) -> Iterator[None]:
-        """Count nothing of a stored document, for all forward passes inside; as ``exclude`` of a search.
+        """Count nothing of a stored document, for all forward passes inside; as ``exclude`` beside the tokens.
+
+        For a :class:`retrieval.SuffixSource` alone.
 
         Args:
             exclude: Label of the stored document that each position must not be given, -1 for none.
@@ -110,10 +117,13 @@ class SuffixReadout(Sourced, Readout):
         targets: Int[Tensor, "batch time"] | None = None,
     ) -> Tensor:
         vocab_size, dtype = self.softmax.head.out_features, sum_dtype(x)
+        exclude = context.exclude if self.excluded is None or self.counts is None else self.excluded
+        if targets is not None:
+            self.refuse_own(context, exclude)
         if self.counts is None or context.neighbors is not None:
             counted, length, total = self._of_neighbors(context, targets, vocab_size)
         else:
-            counted, length, total = self.counts.search(context, self.excluded, targets)
+            counted, length, total = self.counts.search(context, exclude, targets)
         weight, vocabulary = self.log_weights(length, total.to(dtype))
         # A count of nothing has minus infinity for a logarithm, and no gradient.
         logs = counted.to(dtype).log()
@@ -159,21 +169,23 @@ class SuffixCounts(Searchable):
         targets: Int[Tensor, "batch time"] | None,
     ) -> tuple[Tensor, Int[Tensor, "batch time"], Float[Tensor, "batch time"]]:
         """Counts of the targets (of all tokens, if there are none), lengths of the matches, and their numbers."""
-        tokens = context.tokens
-        labels = torch.zeros_like(tokens) if context.documents is None else context.documents
-        banned = torch.full_like(tokens, -1) if exclude is None else exclude
-        wanted = [] if targets is None else [targets]
+        held = 0 if context.state is None else self.source.depth - 1
+        tokens, labels = context.stream(held)
+        asked = F.pad(torch.ones_like(context.tokens, dtype=torch.bool), (held, 0))
+        banned = torch.full_like(tokens, -1) if exclude is None else F.pad(exclude, (held, 0), value=-1)
+        wanted = [] if targets is None else [F.pad(targets, (held, 0), value=-1)]
         k = self.source.passages.vocab_size + 1 if targets is None else 2
-        found = run_search(self, [tokens, labels, banned, *wanted], k)
-        total, counts = found.scores[..., 0], found.scores[..., 1:]
-        return counts if targets is None else counts.squeeze(-1), found.ids[..., 0], total
+        found = run_search(self, [tokens, labels, banned, asked, *wanted], k)
+        scores, length = found.scores[:, held:], found.ids[:, held:, 0]
+        total, counts = scores[..., 0], scores[..., 1:]
+        return counts if targets is None else counts.squeeze(-1), length, total
 
     def neighbors(self, inputs: Sequence[Tensor], k: int) -> Neighbors:
         """The count behind the operator; call :meth:`search`.
 
         Scores are the number of matches, then counts; the first id is the length of the match.
         """
-        tokens, labels, banned, *wanted = (x.numpy().astype(np.int64, copy=False) for x in inputs)
+        tokens, labels, banned, asked, *wanted = (x.numpy().astype(np.int64, copy=False) for x in inputs)
         source, shape = self.source, tokens.shape
         scores, length = np.zeros((tokens.size, k), np.float32), np.zeros(tokens.size, np.int64)
         work = Work()
@@ -185,9 +197,10 @@ class SuffixCounts(Searchable):
                 )
             context = query_context(tokens, labels, source.depth).reshape(-1, source.depth)
             flat = [banned.reshape(-1), *(target.reshape(-1) for target in wanted)]
-            for i in range(0, len(context), source.chunk):
-                part = slice(i, i + source.chunk)
-                length[part], cost = self._counted(context[part], scores[part], *(x[part] for x in flat))
+            rows = np.flatnonzero(asked)
+            for i in range(0, len(rows), source.chunk):
+                part = rows[i : i + source.chunk]
+                length[part], scores[part], cost = self._counted(context[part], k, *(x[part] for x in flat))
                 work += cost
         ids = np.repeat(length, k).reshape(scores.shape)
         return Neighbors(
@@ -198,9 +211,10 @@ class SuffixCounts(Searchable):
         )
 
     def _counted(
-        self, context: np.ndarray, scores: np.ndarray, banned: np.ndarray, targets: np.ndarray | None = None
-    ) -> tuple[np.ndarray, Work]:
-        """Fill in the scores of some queries; returns the lengths of their matches."""
+        self, context: np.ndarray, k: int, banned: np.ndarray, targets: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, Work]:
+        """The lengths of the matches of some queries, and their scores."""
+        scores = np.zeros((len(context), k), np.float32)
         low, high, moved = self.source._ranges(context)
         length, work = (high > low).sum(1), Work(0, moved)
         rows = np.flatnonzero(length)
@@ -225,7 +239,7 @@ class SuffixCounts(Searchable):
             rows = rows[scores[rows, 0] == 0]
             length[rows] -= 1
             rows = rows[length[rows] > 0]
-        return length, work
+        return length, scores, work
 
     def _of_ranges(
         self, ranges: np.ndarray, which: np.ndarray, targets: np.ndarray | None

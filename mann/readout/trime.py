@@ -10,11 +10,12 @@ from mann.context import Context
 from mann.cross_entropy import linear_cross_entropy_and_total
 from mann.linear import Linear
 from mann.norm import sum_dtype
-from mann.past import past_mass, past_masses
+from mann.past import check_past, past_mass, past_masses, remembered
 from mann.readout.base import IGNORE, Readout, SoftmaxReadout
+from mann.state import Streaming
 
 
-class TRIMEReadout(Readout):
+class TRIMEReadout(Streaming, Readout):
     r"""One softmax over the vocabulary and the earlier positions of the same document.
 
     .. math::
@@ -27,7 +28,8 @@ class TRIMEReadout(Readout):
     there is no weight that the usual head lacks.
 
     The loss needs the sums of the softmax and no distribution: logits of the vocabulary once, in the type of autocast,
-    and the scores of earlier positions.
+    and the scores of earlier positions. A :class:`~mann.State` holds the last states and tokens: with a ``window`` no
+    longer than ``cache``, or with a ``cache`` as long as the text, segments equal one long row.
 
     Reference:
         Zhong, Lei and Chen, "Training language models with memory augmentation" (TRIME), 2022. arXiv:2205.12674.
@@ -38,19 +40,30 @@ class TRIMEReadout(Readout):
         temperature: :math:`\tau`.
         d_key: Width :math:`d` in which states are compared, through a learned linear map :math:`g`; ``None`` compares
             them as they are.
+        cache: Positions that a :class:`~mann.State` holds from one segment to the next.
+        window: Positions that may be pointed at, those just before one's own; ``None``: whatever is there, which makes
+            the last position of a segment see more than the first.
 
     Shapes:
         x: ``[batch, time, width]``; targets and loss: ``[batch, time]``; log-probabilities:
         ``[batch, time, vocab]``.
 
     Raises:
-        ValueError: If ``temperature`` is not positive.
+        ValueError: If ``temperature`` is not positive, or ``cache`` or ``window`` is smaller than 1.
     """
 
     def __init__(
-        self, d_model: int, vocab_size: int, temperature: float = 1.0, d_key: int | None = None
+        self,
+        d_model: int,
+        vocab_size: int,
+        temperature: float = 1.0,
+        d_key: int | None = None,
+        cache: int = 512,
+        window: int | None = None,
     ) -> None:
         super().__init__()
+        check_past(cache, window)
+        self.cache, self.window = cache, window
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}: the published one is 1")
         self.softmax = SoftmaxReadout(d_model, vocab_size)
@@ -64,12 +77,12 @@ class TRIMEReadout(Readout):
         targets: Int[Tensor, "batch time"] | None = None,
     ) -> Tensor:
         keys = self.project(x)
-        queries = keys * self.scale
+        queries, held = keys * self.scale, remembered(self, keys, context, self.cache, self.window)
         head = self.softmax.head
         if targets is None:
             logits = head(x)
             logits = logits.to(sum_dtype(logits))
-            past, pointed = past_masses(queries, keys, context, head.out_features)
+            past, pointed = past_masses(queries, held, context, head.out_features)
             everything = torch.logaddexp(logits.logsumexp(-1), past)
             return torch.logaddexp(logits, pointed) - everything[..., None]
         ignored = targets == IGNORE
@@ -77,6 +90,6 @@ class TRIMEReadout(Readout):
             x.flatten(0, 1), head.weight, targets.masked_fill(ignored, 0).flatten()
         )
         nll, total = nll.view_as(targets), total.view_as(targets)
-        past, pointed = past_mass(queries, keys, context, targets)
+        past, pointed = past_mass(queries, held, context, targets)
         loss = torch.logaddexp(total, past) - torch.logaddexp(total - nll, pointed)
         return loss.masked_fill(ignored, 0.0)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS
 from experiments.data import CorpusError, TextCorpus
 from experiments.errors import RunError
 from experiments.evaluation import read_bill
-from experiments.run import Run, execute, quick_precision
+from experiments.run import DEFAULTS, Run, execute, quick_precision
+from experiments.training import count_step
 from experiments.workspace import Workspace
-from mann import Transformer
+from mann import LanguageModule, Transformer, UltraMem
+from tests.contracts import batch
 from tests.experiments.data import toy
 
 SETTINGS = {"layers": 2, "heads": 2, "batch": 2, "time": 32, "k": 4, "evaluation_tokens": 512}
@@ -74,6 +77,26 @@ def test_every_arm_gives_a_whole_row(arm: str, regime: str, workspace: Workspace
             # Counts give a whole distribution, and mixing is two products and a sum over all of it.
             assert other["read_flops"] - row["read_flops"] > 257 + 3 * 257
             assert other["read_bytes"] - row["read_bytes"] > 8 * 257 + 28 * 257
+
+
+def test_a_search_is_paid_for_where_its_neighbours_are_read(workspace: Workspace) -> None:
+    rows = [execute(run_of(arm, WHOLE_CORPUS, 4e9), workspace)[0] for arm in ("knn", "retro")]
+    everywhere, chunks = (row["flops"]["search"] / row["tokens"] for row in rows)
+    # A window is one chunk at most, of which the last token is looked for.
+    assert 0 < chunks <= everywhere / 16
+    assert (
+        rows[1]["search"]["bytes"] / rows[1]["tokens"] < rows[0]["search"]["bytes"] / rows[0]["tokens"] / 16
+    )
+
+
+def test_an_auxiliary_loss_is_on_the_bill_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bill() -> int:
+        network = Transformer(29, 16, 1, 2, feedforward=partial(UltraMem, n_keys=8, k=4))
+        return count_step(LanguageModule(network, 10), batch(), SETTINGS | DEFAULTS, stored=False).flops
+
+    whole = bill()
+    monkeypatch.setattr(LanguageModule, "objective", LanguageModule.forward)
+    assert bill() < whole
 
 
 def test_inference_is_billed_as_the_whole_distribution() -> None:

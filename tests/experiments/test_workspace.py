@@ -11,8 +11,9 @@ from filelock import FileLock
 from experiments.arms import WHOLE_CORPUS, Arm
 from experiments.data import TextCorpus, Windows
 from experiments.errors import RunError
-from experiments.neighborhood import PIECE
+from experiments.neighborhood import PIECE, read_every
 from experiments.workspace import Workspace
+from mann import ChunkedCrossAttention, PointerReadout, Transformer
 from retrieval import SuffixSource
 
 
@@ -64,6 +65,42 @@ def test_tables_follow_the_windows_they_were_made_for(workspace: Workspace) -> N
         assert work["bytes"] > 0
         assert table.seconds(len(rows)) > 0
     assert set(table.store_bill()) == {"flops", "bytes", "seconds"}
+
+
+def test_neighbours_are_searched_for_where_they_are_read_alone(workspace: Workspace) -> None:
+    windows = Windows(workspace.corpus.valid, 32)
+    source = workspace.source(arm(max_order=4), WHOLE_CORPUS, windows, 0, 8)
+    order = np.arange(8)
+    table, sparse = (
+        workspace.neighborhood(source, windows, order, "valid", 2, exclude=False, every=every)
+        for every in (1, 8)
+    )
+    assert table.folder != sparse.folder
+    for each in (table, sparse):
+        each.prepare(8)
+    whole, found = (each.rows(torch.arange(8)) for each in (table, sparse))
+    batch = windows.batch(order)
+    begins = torch.nn.functional.pad(batch["documents"].diff(dim=1) != 0, (1, 0), value=True)
+    here = torch.arange(32).expand(8, 32)
+    age = here - here.masked_fill(~begins, 0).cummax(1).values
+    ends = age % 8 == 7
+    assert 8 <= ends.sum() <= 32
+    assert torch.equal(found.ids[ends], whole.ids[ends])
+    assert torch.equal(found.mask[ends], whole.mask[ends])
+    assert whole.mask[~ends].any()
+    assert not found.mask[~ends].any()
+    assert 0 < sparse.work(8)["bytes"] < 0.2 * table.work(8)["bytes"]
+
+
+def test_a_network_says_where_it_reads(workspace: Workspace) -> None:
+    store = workspace.source(arm(max_order=4), WHOLE_CORPUS, Windows(workspace.corpus.train, 32), 0, 8)
+    size, chunks = (workspace.corpus.vocab_size, 16, 2, 2), partial(ChunkedCrossAttention, source=store)
+    eight, twelve = (partial(chunks, chunk=size) for size in (8, 12))
+    assert read_every(Transformer(*size)) == 1
+    assert read_every(Transformer(*size, memory={1: eight})) == 8
+    assert read_every(Transformer(*size, memory={0: eight, 1: twelve})) == 4
+    everywhere = partial(PointerReadout, source=store)
+    assert read_every(Transformer(*size, memory={1: eight}, readout=everywhere)) == 1
 
 
 def test_a_longer_list_shares_the_tables_of_its_beginning(workspace: Workspace) -> None:

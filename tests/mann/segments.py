@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mann import Context, State
+from retrieval import Passages, SuffixSource
 from tests.mann.inputs import assert_same
 
 # Even and odd, shorter than a chunk and longer, and one that ends where a document does in row 1.
@@ -27,6 +29,31 @@ def changing() -> Tensor:
 def numbered(x: Tensor) -> Tensor:
     """Tokens for states: some of each row repeat."""
     return (torch.arange(x.shape[0])[:, None] + torch.arange(x.shape[1])) * 7 % 11
+
+
+class Weighing(nn.Module):
+    """States times what is said by one that hears tokens alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Their product."""
+        return x * self.module(x, context)
+
+
+def quoting(vocab_size: int) -> SuffixSource:
+    """A store of what :func:`numbered` says: one to five tokens of it a document, each with an answer of its own."""
+    found = [
+        [12 + length, *((first + 7 * step) % 11 for step in range(length)), 18 + length]
+        for length in range(1, 6)
+        for first in range(11)
+    ]
+    ends = np.cumsum([0, *map(len, found)])
+    return SuffixSource(
+        Passages(np.concatenate(found).astype(np.uint16), ends, vocab_size=vocab_size), max_order=6
+    )
 
 
 def in_segments(

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from mann import Context, Transformer, context
+from mann import Context, State, Transformer, context
 from retrieval import Passages
 from tests.contracts import SOURCE, VOCAB, batch
 from tests.mann.inputs import labels, runs
+from tests.mann.segments import LENGTHS, TIME, changing, numbered
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -45,7 +46,43 @@ def test_it_searches_once_per_forward_pass():
     assert given.retrieve(SOURCE, 5) is found
 
 
+@pytest.mark.parametrize("earlier", [0, 1, 5, 30])
+@pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
+def test_a_stream_begins_in_earlier_segments_of_the_same_document(earlier, documents):
+    tokens = numbered(torch.empty(3, TIME)) + 1
+    run, state, begin = runs(documents, 3, TIME), State(), 0
+    for length in LENGTHS:
+        here = slice(begin, begin + length)
+        labels = None if documents is None else documents[:, here]
+        stream, found = Context(tokens[:, here], labels, state=state).stream(earlier)
+        assert stream.shape == found.shape == (3, earlier + length)
+        for b, place in [(b, place) for b in range(3) for place in range(earlier + length)]:
+            t = begin - earlier + place
+            there = t >= 0 and (t >= begin or run[b, t] == run[b, begin])
+            assert stream[b, place] == (tokens[b, t] if there else 0)
+            assert found[b, place] == (run[b, t] - run[b, begin] if there else -1)
+        begin += length
+
+
+def test_a_search_is_told_what_to_leave_out_and_where():
+    tokens, exclude = batch()["tokens"], torch.ones(2, 80, dtype=torch.int64)
+    own = Context(tokens, exclude=exclude).retrieve(SOURCE, 4)
+    assert torch.equal(own.ids, SOURCE.search(tokens, 4, exclude=exclude).ids)
+    assert not torch.equal(own.ids, Context(tokens).retrieve(SOURCE, 4).ids)
+    here, at = Context(tokens, exclude=exclude), torch.arange(80).expand(2, 80) % 3 == 0
+    some = here.retrieve(SOURCE, 4, at)
+    assert torch.equal(some.ids, torch.where(at[..., None], own.ids, 0))
+    assert here.retrieve(SOURCE, 4, at.clone()) is some
+    assert here.retrieve(SOURCE, 4, ~at) is not some
+    everywhere = here.retrieve(SOURCE, 4)
+    assert torch.equal(everywhere.ids, own.ids)
+    first = Context(tokens)
+    assert first.retrieve(SOURCE, 4) is first.retrieve(SOURCE, 4, at)
+
+
 def test_wrong_shapes_are_named():
+    with pytest.raises((ValueError, TypeError), match="exclude"):
+        Context(torch.zeros(2, 3, dtype=torch.int64), exclude=torch.zeros(2, 2, dtype=torch.int64))
     with pytest.raises((ValueError, TypeError), match=r"add a batch dimension|tokens"):
         Context(torch.zeros(4, dtype=torch.int64))
     with pytest.raises((ValueError, TypeError), match=r"one document label per token|documents"):

@@ -8,8 +8,19 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from mann import LanguageModule, NGramMemory, Transformer
-from tests.contracts import VOCAB, batch, opened
+from experiments.ledger import Ledger
+from mann import (
+    CacheReadout,
+    ChunkedCrossAttention,
+    Engram,
+    LanguageModule,
+    NGramMemory,
+    PointerReadout,
+    Transformer,
+    UltraMem,
+)
+from mann.auxiliary import Auxiliary, auxiliary_loss
+from tests.contracts import SOURCE, VOCAB, batch, opened
 from tests.mann.test_state import Total
 
 STEPS = 20
@@ -82,10 +93,27 @@ def test_resuming_equals_not_stopping_bit_for_bit(tmp_path):
         assert torch.equal(one, other)
 
 
-def test_carried_states_go_on_and_are_in_the_checkpoint(tmp_path):
+STREAMING = {
+    "one": {"memory": {1: Total}},
+    "tables and a cache": {
+        "memory": {
+            0: partial(Engram, n_rows=64, vocab_size=VOCAB),
+            1: partial(NGramMemory, orders=(2, 4), n_rows=64),
+        },
+        "readout": partial(CacheReadout, window=90),
+    },
+    "a store": {
+        "memory": {1: partial(ChunkedCrossAttention, source=SOURCE, chunk=6)},
+        "readout": partial(PointerReadout, source=SOURCE),
+    },
+}
+
+
+@pytest.mark.parametrize("slots", STREAMING.values(), ids=STREAMING)
+def test_carried_states_go_on_and_are_in_the_checkpoint(slots, tmp_path):
     def streaming(seed: int = 0, **settings):
         torch.manual_seed(seed)
-        return LanguageModule(opened(Transformer(VOCAB, 16, 1, 2, memory={1: Total})), STEPS, **settings)
+        return LanguageModule(opened(Transformer(VOCAB, 16, 1, 2, **slots)), STEPS, **settings)
 
     # Every row of a batch goes on with the document that the row had in the batch before.
     data = [{**lesson(seed), "documents": torch.zeros(2, 80, dtype=torch.long)} for seed in range(4)]
@@ -145,6 +173,56 @@ def test_the_loss_is_per_scored_token():
     model, data = module(), batch()
     nll = model.network.loss(**data)
     assert model(data).item() == pytest.approx(nll[data["targets"] >= 0].mean().item())
+
+
+class Asking(Auxiliary, torch.nn.Module):
+    """A feedforward layer that wants its weight to be 3."""
+
+    def __init__(self, d_model):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x * self.weight
+
+    def auxiliary_loss(self):
+        return 0.5 * (self.weight - 3).square().sum()
+
+
+def test_auxiliary_losses_are_minimised_and_reported_nowhere(tmp_path):
+    torch.manual_seed(0)
+    data = batch()
+    model = LanguageModule(Transformer(VOCAB, 16, 2, 2, feedforward=Asking), STEPS)
+    plain = model(data)
+    asked = model.training_step(data, 0)
+    assert asked.item() == pytest.approx(plain.item() + 2 * 4.5)
+    assert model._losses.pop() == plain
+    assert plain.item() == pytest.approx(model.network.loss(**data)[data["targets"] >= 0].mean().item())
+    assert model.objective(data) == asked == plain + auxiliary_loss(model.network)
+    asked.backward()
+    assert all(block.feedforward.weight.grad < -1 for block in model.network.blocks)
+    _, trainer = fit(model, tmp_path)
+    assert trainer.callback_metrics["train/nats_per_token"].item() < plain.item()
+    assert auxiliary_loss(module().network) is None
+
+
+def test_the_core_of_ultramem_is_kept_near_rank_one_and_on_the_bill():
+    torch.manual_seed(0)
+    network = Transformer(
+        VOCAB, 16, 1, 2, feedforward=partial(UltraMem, n_keys=8, k=4, sparse=False, core_weight=0.5)
+    )
+    cores = network.blocks[0].feedforward.cores
+    with torch.no_grad():
+        cores.copy_(torch.eye(2).expand(2, 2, 2))
+    model, data = LanguageModule(network, STEPS), batch()
+    assert (model.objective(data) - model(data)).item() == pytest.approx(0.5 * (2 - 0.15) ** 2)
+    with Ledger(network) as plain:
+        model(data).backward()
+    assert not cores.grad.any()  # behind a projection of zeros
+    with Ledger(network) as ledger:
+        model.objective(data).backward()
+    assert cores.grad.diagonal(dim1=1, dim2=2).any()
+    assert ledger.flops > plain.flops
 
 
 def test_rates_replace_defaults_one_by_one():

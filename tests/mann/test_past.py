@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mann import CacheReadout, Context, TRIMEReadout
-from mann.past import past_mass, past_masses, token_masses
+from mann.past import Past, past_mass, past_masses, token_masses
 from tests.mann.inputs import assert_same, labels, randn, runs
 
 VOCAB = 7
@@ -17,14 +17,18 @@ def batch(time, *, documents, seed=0):
     return Context(tokens, labels(2, time) if documents else None), targets
 
 
-def naive(q, k, context, wanted):
+def past_of(keys, context, window=None):
+    return Past(keys, context.tokens, context.documents, window)
+
+
+def naive(q, k, context, wanted, window=None):
     """Sums over earlier positions of the same document, one by one; ``wanted(b, t)`` says what answers count."""
     batch, time, _ = q.shape
     document = runs(context.documents, batch, time)
     rows = []
     for b, t in [(b, t) for b in range(batch) for t in range(time)]:
         parts = [q.new_zeros(())]
-        for s in range(t):
+        for s in range(max(0, t - (window or t)), t):
             if document[b, s] == document[b, t] and wanted(b, t, int(context.tokens[b, s + 1])):
                 parts.append(torch.exp(q[b, t] @ k[b, s]))
         rows.append(torch.stack(parts).sum())
@@ -33,20 +37,21 @@ def naive(q, k, context, wanted):
 
 @pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
 @pytest.mark.parametrize("time", [1, 2, 8, 9, 10, 20])
-def test_sums_are_those_of_the_loop(time, documents, monkeypatch):
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 15])
+def test_sums_are_those_of_the_loop(time, window, documents, monkeypatch):
     monkeypatch.setattr("mann.past.BLOCK", 8)
     context, targets = batch(time, documents=documents)
     q, k = randn(2, time, 3), randn(2, time, 3, seed=1)
 
     def fast(q, k):
-        total, hit = past_mass(q, k, context, targets)
-        past, masses = past_masses(q, k, context, VOCAB)
+        total, hit = past_mass(q, past_of(k, context, window), context, targets)
+        past, masses = past_masses(q, past_of(k, context, window), context, VOCAB)
         return total.exp(), hit.exp(), past.exp(), masses.exp()
 
     def slow(q, k):
-        total = naive(q, k, context, lambda b, t, answer: True)
-        hit = naive(q, k, context, lambda b, t, answer: answer == targets[b, t])
-        tokens = [naive(q, k, context, lambda b, t, answer, v=v: answer == v) for v in range(VOCAB)]
+        total = naive(q, k, context, lambda b, t, answer: True, window)
+        hit = naive(q, k, context, lambda b, t, answer: answer == targets[b, t], window)
+        tokens = [naive(q, k, context, lambda b, t, answer, v=v: answer == v, window) for v in range(VOCAB)]
         return total, hit, total, torch.stack(tokens, -1)
 
     if time == 1:
@@ -59,7 +64,7 @@ def test_gradients_are_those_of_differences():
     context, targets = batch(9, documents=True)
 
     def function(q, k):
-        total, hit = past_mass(q, k, context, targets)
+        total, hit = past_mass(q, past_of(k, context), context, targets)
         return total.exp(), hit.exp()
 
     assert torch.autograd.gradcheck(function, (randn(2, 9, 3), randn(2, 9, 3, seed=1)))
@@ -70,8 +75,8 @@ def test_the_loss_of_small_weights_is_exact():
     context = Context(torch.tensor([[0, 1, 2, 0]]))
     k = torch.tensor([[[-100.0], [100.0], [0.0], [0.0]]])
     q = torch.ones(1, 4, 1)
-    _, hit = past_mass(q, k, context, torch.ones(1, 4, dtype=torch.int64))
-    _, masses = past_masses(q, k, context, 3)
+    _, hit = past_mass(q, past_of(k, context), context, torch.ones(1, 4, dtype=torch.int64))
+    _, masses = past_masses(q, past_of(k, context), context, 3)
     assert hit[0].tolist() == pytest.approx([float("-inf"), -100, -100, -100])
     torch.testing.assert_close(masses[..., 1], hit)
 

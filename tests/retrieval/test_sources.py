@@ -77,6 +77,26 @@ def test_search_goes_on_until_k_or_the_store_is_exhausted(make, store):
 
 @each_source
 @each_regime
+def test_only_positions_that_are_wanted_are_searched_for(make, store):
+    passages = store(3)
+    source, batch = make(passages), queries(4, passages)
+    source.chunk = 5
+    whole = source.search(**batch, k=3)
+    at = torch.rand(batch["tokens"].shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    found = source.search(**batch, k=3, at=at)
+    for part, all_ in ((found.scores, whole.scores), (found.ids, whole.ids), (found.mask, whole.mask)):
+        assert torch.equal(part[at], all_[at])
+        assert not part[~at].any()
+    assert 0 < found.work["bytes"] < 0.6 * whole.work["bytes"]
+    nothing = source.search(**batch, k=3, at=torch.zeros_like(at))
+    assert not nothing.mask.any()
+    assert not any(nothing.work.values())
+    with pytest.raises((ValueError, TypeCheckError)):
+        source.search(**batch, k=3, at=at[:, 1:])
+
+
+@each_source
+@each_regime
 def test_other_rows_and_chunks_do_not_matter(make, store):
     passages = store(3)
     source = make(passages)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from experiments.ledger import Ledger, predict
@@ -18,6 +21,7 @@ from mann.feedforward.mixture import MixtureOfExperts
 from mann.optim import RoleOptimizer
 from tests.contracts import assert_feedforward, batch, opened
 from tests.mann.inputs import randn
+from tests.retrieval.distributed.worlds import World
 
 SMALL: dict[str, Any] = {"n_experts": 5, "k": 3, "hidden": 4}
 
@@ -163,6 +167,62 @@ def test_training_goes_on_bit_for_bit_from_a_saved_state():
     assert all(
         torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     )
+
+
+RANKS, STEPS, BATCHES = 2, 4, 2
+
+
+def part(rank: int, step: int, number: int) -> Tensor:
+    """What one process reads, unlike what the other does: its experts are other ones."""
+    return (randn(2, 9, 6, seed=100 * rank + 10 * step + number) + 1 - 2 * rank).detach()
+
+
+def still() -> MixtureOfExperts:
+    """One that steps change nothing in but the bias: processes whose gradients are not averaged would go apart."""
+    mixture = layer(rate=0.25)
+    mixture.requires_grad_(False).router.requires_grad_()
+    mixture.router.weight.register_hook(torch.zeros_like)
+    return mixture
+
+
+def balanced(
+    model: nn.Module, mixture: MixtureOfExperts, parts: Callable[[int, int], list[Tensor]]
+) -> list[Tensor]:
+    """The bias after each of some steps of several batches, and what the last ones have chosen."""
+    optimizer, found = torch.optim.SGD(model.parameters(), 1e-3), []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for number in range(BATCHES):
+            for x in parts(step, number):
+                model(x).square().sum().backward()
+        optimizer.step()
+        found.append(bias_of(mixture))
+    return [*found, mixture.load.clone()]
+
+
+def balanced_on_a_rank(group: dist.ProcessGroup, wrapped: bool) -> list[list[float]]:
+    mixture, rank = layer(rate=0.25) if wrapped else still(), dist.get_rank()
+    model = DistributedDataParallel(mixture) if wrapped else mixture
+    return [each.tolist() for each in balanced(model, mixture, lambda *where: [part(rank, *where)])]
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "DDP"])
+def test_the_load_of_all_processes_is_one(wrapped, tmp_path):
+    world = World(RANKS, tmp_path)
+    try:
+        one, other = world(RANKS, balanced_on_a_rank, wrapped)
+    finally:
+        world.close()
+    assert isinstance(one, list), one
+    assert one == other
+    if not wrapped:
+        # A single process that reads all of it has the same, and one that reads a part of it has not.
+        for ranks in (range(RANKS), range(1)):
+            mixture = still()
+            alone = balanced(
+                mixture, mixture, lambda *where, ranks=ranks: [part(rank, *where) for rank in ranks]
+            )
+            assert (one == [each.tolist() for each in alone]) == (len(ranks) == RANKS)
 
 
 def test_the_optimiser_takes_each_expert_by_itself():

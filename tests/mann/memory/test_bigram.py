@@ -7,6 +7,7 @@ from mann.memory.bigram import MULTIPLIERS, BigramMemory
 from mann.optim import ROLES, RoleOptimizer, parameter_roles
 from tests.contracts import grad_of, opened
 from tests.mann.inputs import assert_same, labels, randn, runs
+from tests.mann.segments import TIME, Weighing, assert_goes_on, assert_segments, changing
 
 TOKENS = torch.tensor([[0, 17, 4, 17, 4, 901, 2047, 3]])
 GOLDEN = [643, 42073, 45806, 54634, 45806, 7974, 47507, 8652]
@@ -105,3 +106,10 @@ def test_tables_that_do_not_fit_are_named():
         BigramMemory(4, n_rows=6, table=nn.Embedding(5, 4))
     with pytest.raises(ValueError, match="n_rows=0"):
         BigramMemory(4, n_rows=0)
+
+
+@pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
+def test_segments_are_one_text(documents, tmp_path):
+    memory = Weighing(opened(BigramMemory(6, 64, sparse=False)).double())
+    assert_segments(memory, randn(3, TIME, 6), documents)
+    assert_goes_on(memory, randn(3, TIME, 6), documents, tmp_path)

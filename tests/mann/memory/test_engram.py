@@ -14,6 +14,7 @@ from mann.optim import ROLES, RoleOptimizer
 from mann.tokenizer_compression import TokenizerCompression
 from tests.contracts import opened
 from tests.mann.inputs import labels, outputs_and_gradients, randn, runs
+from tests.mann.segments import TIME, assert_goes_on, assert_segments, changing
 
 TOKENS = torch.tensor([[0, 17, 4, 17, 4, 901, 1999, 3]])
 # Three tokens in four share an id.
@@ -302,3 +303,16 @@ def test_any_table_serves_that_is_read_by_rows():
 def test_settings_that_make_no_table_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         Engram(4, **{"n_rows": 50, **settings})
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"kernel": 0}, {"kernel": 2, "orders": (1,)}, {"compression": COMPRESSION}], ids=str
+)
+@pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
+def test_segments_are_one_text(settings, documents, tmp_path):
+    memory = opened(
+        Engram(6, **{"n_rows": 64, "d_row": 2, "vocab_size": 2000, "sparse": False} | settings)
+    ).double()
+    memory.state_key = "memory"
+    assert_segments(memory, randn(3, TIME, 6), documents)
+    assert_goes_on(memory, randn(3, TIME, 6), documents, tmp_path)

@@ -4,7 +4,8 @@ import torch
 from mann import Context, NGramMemory
 from mann.optim import ROLES, RoleOptimizer
 from tests.contracts import opened
-from tests.mann.inputs import labels, runs
+from tests.mann.inputs import labels, randn, runs
+from tests.mann.segments import TIME, Weighing, assert_goes_on, assert_segments, changing
 
 TOKENS = torch.tensor([[0, 17, 4, 17, 4, 901, 2047, 3]])
 
@@ -106,3 +107,12 @@ def test_row_counts_that_do_not_fit_are_named(n_rows):
 def test_orders_that_make_no_sense_are_named(orders):
     with pytest.raises(ValueError, match="positive n-gram lengths"):
         NGramMemory(4, orders=orders)
+
+
+@pytest.mark.parametrize("orders", [(1,), (2, 3), (5,)])
+@pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
+def test_segments_are_one_text(orders, documents, tmp_path):
+    memory = Weighing(opened(NGramMemory(6, orders=orders, n_rows=64, d_row=2, sparse=False)).double())
+    assert_segments(memory, randn(3, TIME, 6), documents)
+    if max(orders) > 1:
+        assert_goes_on(memory, randn(3, TIME, 6), documents, tmp_path)

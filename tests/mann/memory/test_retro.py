@@ -2,12 +2,20 @@ import numpy as np
 import pytest
 import torch
 
-from mann import Context
+from mann import Context, State
 from mann.memory.retro import ChunkedCrossAttention
 from retrieval import Neighbors, Passages, Source
 from tests.contracts import SOURCE, opened, small_source
 from tests.mann.inputs import assert_same, labels, randn, runs
-from tests.mann.segments import TIME, assert_goes_on, assert_segments, changing, numbered
+from tests.mann.segments import (
+    TIME,
+    assert_goes_on,
+    assert_segments,
+    changing,
+    in_segments,
+    numbered,
+    quoting,
+)
 
 WIDTH, CHUNK, K, VOCAB = 6, 4, 2, 11
 
@@ -116,12 +124,72 @@ def test_it_equals_position_by_position(time, chunk, packed):
 
 
 @pytest.mark.parametrize("chunk", [1, 5])
+@pytest.mark.parametrize("store", [STORE, quoting(VOCAB + 13)], ids=["last token", "six tokens"])
 @pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
-def test_segments_are_one_text(chunk, documents, tmp_path):
-    module = memory(chunk=chunk)
+def test_segments_are_one_text(chunk, store, documents, tmp_path):
+    module = memory(chunk=chunk, source=store)
     assert_segments(module, randn(3, TIME, WIDTH), documents)
-    if chunk > 1:
+    if chunk > 1 or store is not STORE:
         assert_goes_on(module, randn(3, TIME, WIDTH), documents, tmp_path)
+
+
+class Asked(LastToken):
+    """Remembers how many contexts each search was for."""
+
+    def __init__(self, documents=None):
+        super().__init__(documents)
+        self.asked = []
+
+    def find(self, context, k, exclude):
+        self.asked.append(context[:, 0].tolist())
+        return super().find(context, k, exclude)
+
+
+@pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
+def test_a_search_is_made_once_for_each_chunk_at_its_end(documents):
+    store, x = Asked(), randn(3, TIME, WIDTH)
+    first, second, tokens = memory(source=store), memory(source=store, chunk=2 * CHUNK), numbered(x)
+    labels = torch.zeros_like(tokens) if documents is None else documents
+    run = runs(labels, 3, TIME)
+    ends = torch.tensor(
+        [
+            [(t + 1 - int((run[b] == run[b, t]).nonzero()[0])) % CHUNK == 0 for t in range(TIME)]
+            for b in range(3)
+        ]
+    )
+    here = Context(tokens, documents)
+    y = first(x, here)
+    assert store.asked == [tokens[ends].tolist()]
+    # Another memory of the same chunks shares the search, one of others does not.
+    assert torch.equal(memory(source=store)(x, here), y)
+    assert len(store.asked) == 1
+    second(x, here)
+    assert len(store.asked) == 2
+    assert len(store.asked[1]) <= ends.sum() / 2
+    # Neighbours of every position, there already, say the same; so do those of the ends of chunks alone.
+    found = store.search(tokens, K, documents=documents)
+    assert torch.equal(first(x, Context(tokens, documents, found)), y)
+    sparse = store.search(tokens, K, documents=documents, at=ends)
+    assert sparse.mask.any(-1)[ends].all()
+    assert not sparse.mask[~ends].any()
+    assert torch.equal(first(x, Context(tokens, documents, sparse)), y)
+    assert first.every == CHUNK
+
+
+def test_over_segments_chunks_are_searched_once_too():
+    store, x = Asked(), randn(1, TIME, WIDTH)
+    in_segments(memory(source=store), x, None, State())
+    assert [token for asked in store.asked for token in asked] == numbered(x)[0, CHUNK - 1 :: CHUNK].tolist()
+
+
+def test_what_is_excluded_is_not_found():
+    store, x = LastToken(documents=np.array([5, 5, 6])), randn(1, 16, WIDTH)
+    module, tokens = memory(source=store), numbered(x)
+    own = torch.full_like(tokens, 5)
+    found = store.search(tokens, K, exclude=own)
+    y = module(x, Context(tokens, exclude=own))
+    assert torch.equal(y, module(x, Context(tokens, neighbors=found)))
+    assert not torch.equal(y, module(x, Context(tokens)))
 
 
 @pytest.mark.parametrize("changed", range(16))
@@ -186,8 +254,10 @@ def test_a_checkpoint_refuses_another_store():
 def test_it_works_without_numbers():
     tokens = torch.zeros(2, 14, dtype=torch.long, device="meta")
     for documents in (None, tokens):
-        y = memory().to("meta")(torch.empty(2, 14, WIDTH, device="meta").double(), Context(tokens, documents))
-        assert y.shape == (2, 14, WIDTH)
+        here = Context(tokens, documents)
+        for module in (memory(), memory()):
+            y = module.to("meta")(torch.empty(2, 14, WIDTH, device="meta").double(), here)
+            assert y.shape == (2, 14, WIDTH)
 
 
 def test_sizes_that_make_no_sense_are_named():

@@ -1,10 +1,19 @@
 import pytest
 import torch
 
-from mann import Context
+from mann import Context, State
 from mann.readout.continuous_cache import CacheReadout
 from tests.contracts import VOCAB, batch, opened
 from tests.mann.inputs import assert_same, randn, runs
+from tests.mann.segments import (
+    LENGTHS,
+    TIME,
+    assert_goes_on,
+    assert_segments,
+    changing,
+    in_segments,
+    numbered,
+)
 
 
 def readout(**settings) -> CacheReadout:
@@ -12,14 +21,14 @@ def readout(**settings) -> CacheReadout:
     return opened(CacheReadout(6, VOCAB, **settings)).double()
 
 
-def naive_log_probabilities(model, x, context, weight):
-    """Position by position, earlier state by earlier state."""
+def naive_log_probabilities(model, x, context, weight, first=lambda t: 0):
+    """Position by position, earlier state by earlier state; ``first(t)`` is the earliest that is still there."""
     document = runs(context.documents, *context.tokens.shape)
     rows = []
     for b, t in [(b, t) for b in range(x.shape[0]) for t in range(x.shape[1])]:
         p = model.softmax.head(x[b, t]).softmax(0)
         cache = torch.zeros_like(p)
-        for s in range(t):
+        for s in range(first(t), t):
             if document[b, s] == document[b, t]:
                 one = torch.eye(VOCAB, dtype=x.dtype)[context.tokens[b, s + 1]]
                 cache = cache + one * torch.exp(model.theta * (x[b, t] @ x[b, s]))
@@ -83,3 +92,48 @@ def test_without_a_past_it_is_the_softmax(settings):
 def test_a_fixed_weight_is_a_share(weight):
     with pytest.raises(ValueError, match="between 0 and 1"):
         CacheReadout(6, VOCAB, weight=weight)
+
+
+@pytest.mark.parametrize("settings", [{"cache": 0}, {"window": 0}], ids=str)
+def test_sizes_below_one_are_refused(settings):
+    with pytest.raises(ValueError, match="at least 1"):
+        CacheReadout(6, VOCAB, **settings)
+
+
+@pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
+@pytest.mark.parametrize("settings", [{"cache": TIME}, {"window": 1}, {"window": 9, "weight": 0.3}], ids=str)
+def test_segments_are_one_text(settings, documents, tmp_path):
+    model = readout(**settings)
+    assert_segments(model, randn(3, TIME, 6), documents)
+    assert_goes_on(model, randn(3, TIME, 6), documents, tmp_path)
+
+
+@pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
+@pytest.mark.parametrize("settings", [{"cache": 5}, {"cache": 5, "window": 7}, {"window": 7}], ids=str)
+def test_a_cache_and_a_window_hold_what_they_say(settings, documents):
+    model, x = readout(**settings), randn(3, TIME, 6)
+    begin = torch.repeat_interleave(
+        torch.tensor([0, *LENGTHS[:-1]]).cumsum(0), torch.tensor(LENGTHS)
+    ).tolist()
+    window, cache = settings.get("window", TIME), settings.get("cache", TIME)
+
+    def naive(x, *_):
+        here = Context(numbered(x), documents)
+        return naive_log_probabilities(model, x, here, None, lambda t: max(0, t - window, begin[t] - cache))
+
+    assert_same(
+        lambda x, *_: in_segments(model, x, documents, State()), naive, x, *model.parameters(), tolerance=1e-9
+    )
+    if "cache" not in settings:  # without a state, too
+        assert_same(lambda x, *_: model(x, Context(numbered(x), documents)), naive, x, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("settings", [{"cache": 5}, {"window": 7}], ids=str)
+def test_the_loss_over_a_state_is_that_of_its_probabilities(settings):
+    model, x, targets = readout(**settings), randn(3, TIME, 6), numbered(torch.empty(3, TIME)).roll(-1, 1)
+    first, second = State(), State()
+    for begin, end in ((0, 9), (9, 10), (10, TIME)):
+        tokens, labels = (part[:, begin:end] for part in (numbered(x), changing()))
+        log_p = model(x[:, begin:end], Context(tokens, labels, state=first))
+        loss = model(x[:, begin:end], Context(tokens, labels, state=second), targets[:, begin:end])
+        torch.testing.assert_close(loss, -log_p.gather(-1, targets[:, begin:end, None]).squeeze(-1))

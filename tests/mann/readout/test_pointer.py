@@ -5,6 +5,7 @@ from mann import Context, PointerReadout
 from retrieval import Neighbors
 from tests.contracts import SOURCE, VOCAB, batch, opened
 from tests.mann.inputs import assert_same, randn
+from tests.mann.segments import TIME, assert_goes_on, assert_segments, changing, quoting
 
 
 def readout(k: int = 4) -> PointerReadout:
@@ -87,7 +88,7 @@ def test_the_loss_of_what_only_neighbors_foresee_is_exact_and_finite(sink):
 
 def test_a_neighbor_that_is_right_lowers_the_loss():
     model, data = readout(), batch()
-    here = Context(data["tokens"], None)
+    here = Context(data["tokens"], None, exclude=data["exclude"])
     answer = SOURCE.passages.window(here.retrieve(SOURCE, 4).ids, 0, 1)[..., 0, 1]
     x = torch.randn(*data["tokens"].shape, 6)
     with torch.no_grad():
@@ -96,3 +97,31 @@ def test_a_neighbor_that_is_right_lowers_the_loss():
         closed = model(x, here, answer).mean()
         model.sink.bias.fill_(-20.0)
         assert model(x, here, answer).mean() < closed
+
+
+@pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
+def test_segments_are_one_text(documents, tmp_path):
+    model = opened(PointerReadout(6, VOCAB, quoting(VOCAB), k=2, d_pointer=5)).double()
+    # Scores are in single precision.
+    assert_segments(model, randn(3, TIME, 6), documents, tolerance=1e-5)
+    assert_goes_on(model, randn(3, TIME, 6), documents, tmp_path)
+
+
+def test_a_store_of_the_training_text_is_not_learned_from_unless_it_is_hidden():
+    tokens = torch.from_numpy(SOURCE.passages.tokens[90:130].astype("int64"))[None]
+    tokens, targets = tokens[:, :-1], tokens[:, 1:]
+    model, x = readout(), torch.zeros(1, 39, 6)
+    with torch.no_grad():
+        model.sink.bias.fill_(-20.0)
+        model.answers.weight.zero_()
+    with pytest.raises(ValueError, match=r"gives the answers away: give exclude=.*all -1 if"):
+        model(x, Context(tokens), targets)
+    own, none = torch.ones_like(tokens), torch.full_like(tokens, -1)
+    seen, hidden = (model(x, Context(tokens, exclude=exclude), targets) for exclude in (none, own))
+    found = Context(tokens, neighbors=SOURCE.search(tokens, 4, exclude=own))
+    assert torch.equal(model(x, found, targets), hidden)
+    assert torch.equal(model.eval()(x, Context(tokens), targets), seen)
+    # A token that finds itself copies its own answer.
+    assert (Context(tokens).retrieve(SOURCE, 4).ids[0, 5:] == torch.arange(95, 129)[:, None]).any(-1).all()
+    assert not (SOURCE.passages.labels[Context(tokens, exclude=own).retrieve(SOURCE, 4).ids] == 1).any()
+    assert seen[0, 5:].mean() < 1 < hidden[0, 5:].mean()

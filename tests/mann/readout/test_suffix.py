@@ -11,6 +11,7 @@ from mann.readout.suffix import SuffixReadout
 from retrieval import BM25Source, Neighbors, SuffixSource
 from tests.contracts import SOURCE, VOCAB, batch, opened
 from tests.mann.inputs import assert_same, randn
+from tests.mann.segments import TIME, assert_goes_on, assert_segments, changing, quoting
 from tests.retrieval.stores import contexts, documents, match_length, queries, seen, windows
 
 D = 5
@@ -73,7 +74,12 @@ def test_it_equals_its_formula(with_targets, given):
     model = opened(SuffixReadout(D, VOCAB, SOURCE, k=3)).double()
     data = {name: tensor[:, 5:25] for name, tensor in batch().items()}
     tokens, labels, targets = data["tokens"], data["documents"], data["targets"]
-    here = Context(tokens, labels, SOURCE.search(tokens, 3, documents=labels) if given else None)
+    here = Context(
+        tokens,
+        labels,
+        SOURCE.search(tokens, 3, documents=labels) if given else None,
+        exclude=torch.full_like(tokens, -1),
+    )
     counts = [[counted(SOURCE, tokens, labels, b, t) for t in range(20)] for b in range(2)]
     if given:
         found = SOURCE.search(tokens, 3, documents=labels)
@@ -99,7 +105,7 @@ def test_gradients_are_those_of_differences():
         opened(SuffixReadout(D, VOCAB, SOURCE)).double(),
         {n: x[:, 15:25] for n, x in batch().items()},
     )
-    here = Context(data["tokens"], data["documents"])
+    here = Context(data["tokens"], data["documents"], exclude=data["exclude"])
     assert torch.autograd.gradcheck(lambda x: model(x, here, data["targets"]), (randn(2, 10, D),))
 
 
@@ -110,14 +116,23 @@ def test_hidden_documents_are_not_counted():
     with torch.no_grad():
         model.by_length.fill_(5.0)
         model.by_count.zero_()
-    here, x = Context(tokens[:, :-1]), torch.zeros(1, 39, D)
+    own, none = torch.ones_like(tokens[:, :-1]), torch.full_like(tokens[:, :-1], -1)
+    here, x = Context(tokens[:, :-1], exclude=none), torch.zeros(1, 39, D)
     open_loss = model(x, here, tokens[:, 1:])
-    with model.hiding(torch.ones_like(here.tokens)):
+    with model.hiding(own):
         hidden_loss = model(x, here, tokens[:, 1:])
         log_p = model(x, here)
     assert open_loss[:, 5:].mean() < 0.1 < 2 < hidden_loss[:, 5:].mean()
     torch.testing.assert_close(hidden_loss, -log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1))
     assert torch.equal(model(x, here, tokens[:, 1:]), open_loss)
+    told = Context(tokens[:, :-1], exclude=own)
+    assert torch.equal(model(x, told, tokens[:, 1:]), hidden_loss)
+    assert torch.equal(model(x, told), log_p)
+    with pytest.raises(ValueError, match="gives the answers away: give exclude="):
+        model(x, Context(tokens[:, :-1]), tokens[:, 1:])
+    # Reading teaches nothing.
+    assert torch.equal(model(x, Context(tokens[:, :-1])), model(x, here))
+    assert torch.equal(model.eval()(x, Context(tokens[:, :-1]), tokens[:, 1:]), open_loss)
 
 
 def test_without_a_match_it_is_the_softmax():
@@ -145,6 +160,19 @@ def test_other_sources_are_counted_by_their_neighbors():
     x = torch.zeros(*data["tokens"].shape, D)
     log_p = model(x, Context(data["tokens"], data["documents"]))
     torch.testing.assert_close(log_p.logsumexp(-1), torch.zeros(2, 80), rtol=0, atol=1e-5)
+    # Only counts of its own can be told to hide something by it.
+    with model.hiding(data["exclude"]), pytest.raises(ValueError, match="gives the answers away"):
+        model(x, Context(data["tokens"], data["documents"]), data["targets"])
+
+
+@pytest.mark.parametrize(
+    "source", [quoting(VOCAB), BM25Source(quoting(VOCAB).passages, depth=5)], ids=["counts", "neighbours"]
+)
+@pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
+def test_segments_are_one_text(source, documents, tmp_path):
+    model = opened(SuffixReadout(D, VOCAB, source, k=4)).double()
+    assert_segments(model, randn(3, TIME, D), documents)
+    assert_goes_on(model, randn(3, TIME, D), documents, tmp_path)
 
 
 def test_errors_say_what_to_do():

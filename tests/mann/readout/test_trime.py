@@ -7,6 +7,7 @@ from mann import Context
 from mann.readout.trime import TRIMEReadout
 from tests.contracts import VOCAB, batch, opened
 from tests.mann.inputs import assert_same, randn, runs
+from tests.mann.segments import TIME, assert_goes_on, assert_segments, changing
 
 
 def readout(**settings) -> TRIMEReadout:
@@ -83,3 +84,11 @@ def test_the_loss_holds_no_distribution(monkeypatch):
 def test_a_temperature_is_positive(temperature):
     with pytest.raises(ValueError, match="positive"):
         TRIMEReadout(6, VOCAB, temperature)
+
+
+@pytest.mark.parametrize("documents", [None, changing()], ids=["one document", "documents"])
+@pytest.mark.parametrize("settings", [{"cache": TIME}, {"cache": 64, "window": 9, "d_key": 4}], ids=str)
+def test_segments_are_one_text(settings, documents, tmp_path):
+    model = readout(**settings)
+    assert_segments(model, randn(3, TIME, 6), documents)
+    assert_goes_on(model, randn(3, TIME, 6), documents, tmp_path)
