@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from experiments.errors import RunError
-from gnn import GraphReader
+from gnn import GraphReader, HeteroReader
 from mann import (
     PEER,
     STEM,
@@ -164,6 +164,7 @@ ARMS: dict[str, Arm] = {
         Arm("neural memory", partial(_last, slot="memory", kind=NeuralMemory), like="dense"),
         Arm("slots", partial(_last, slot="memory", kind=MemorySlots), like="dense"),
         Arm("compressive", partial(_last, slot="memory", kind=CompressiveMemory), like="dense"),
+        Arm("GNN-LM", partial(_retrieved, reader=HeteroReader), ContextSource, like="graph"),
         Arm("retro", _retro, ContextSource, like="knn"),
         Arm("suffix counts", _suffix, SuffixSource, like="knn"),
         Arm("cache", _CACHE, like="dense"),

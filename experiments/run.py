@@ -15,6 +15,7 @@ import torch
 from experiments.arms import NO_STORE, SAME_TOKENS, WHOLE_CORPUS, Arm, arm_named
 from experiments.controls import copying
 from experiments.data import Windows, training_order
+from experiments.data.module import Batches
 from experiments.derived import Counts, derive, with_recency
 from experiments.errors import RunError
 from experiments.evaluation import Evaluation, Scored, evaluate, losses_of, read_bill, without_memory
@@ -23,7 +24,15 @@ from experiments.ledger import Ledger
 from experiments.neighborhood import Neighborhood, read_every
 from experiments.provision import Provision
 from experiments.revision import commit
-from experiments.training import conclude, count_step, drop_checkpoint, logged, train, tune_allocator
+from experiments.training import (
+    any_neighbors,
+    conclude,
+    count_step,
+    drop_checkpoint,
+    logged,
+    train,
+    tune_allocator,
+)
 from experiments.workspace import Workspace
 from mann import LanguageModule, Transformer
 from mann.optim import parameter_roles
@@ -162,9 +171,8 @@ class _Execution:
     def rows(self) -> list[dict[str, Any]]:
         """Do it."""
         batch = self.settings["batch"]
-        stored = self.arm.source is not None
         # Only the size of a store is told by the backbone alone.
-        plain = self._bill(self._network({}), stored=False).flops // batch if stored else 0
+        plain = self._bill(self._network({})).flops // batch if self.arm.source is not None else 0
         provision = Provision(
             self.run,
             self.arm,
@@ -175,10 +183,17 @@ class _Execution:
             plain,
             self.progress,
         )
-        planned = self._network(self._slots(provision.source()))
-        provision.every = read_every(planned)
-        sample = self._bill(planned, stored=stored)
+        planned = provision.source()
+        network = self._network(self._slots(planned))
+        provision.every = read_every(network)
+        sample = self._bill(network, source=planned)
         source, neighbors, n_windows = provision.provide(sample.flops // batch)
+        if neighbors is not None:
+            # A reader that computes each entry once takes less than was planned for neighbours that all differ.
+            known = self._bill(self._network(self._slots(source)), neighbors=neighbors)
+            if known.flops != sample.flops:
+                sample = known
+                source, neighbors, n_windows = provision.provide(sample.flops // batch)
         network = self._network(self._slots(source))
         module = self._module(network, n_windows // batch)
         with logged(self.run, self.workspace) as logger:
@@ -210,10 +225,15 @@ class _Execution:
         except ValueError as error:
             raise RunError(f"{self.run.label()}: {error}") from error
 
-    def _bill(self, network: Transformer, *, stored: bool) -> Ledger:
-        """Of one step on the first batch, without searching."""
-        first = self.windows.batch(self.order[: self.settings["batch"]])
-        return count_step(self._module(network, 1000), first, self.settings, stored=stored)
+    def _bill(
+        self, network: Transformer, *, source: Source | None = None, neighbors: Neighborhood | None = None
+    ) -> Ledger:
+        """Of one step on the first batch without searching: with its neighbours or, before they are found, any."""
+        size = self.settings["batch"]
+        first = Batches(self.windows, self.order[:size], size, neighbors=neighbors)[0]
+        if source is not None:
+            first["neighbors"] = any_neighbors(first["tokens"], self.settings["k"], len(source.passages))
+        return count_step(self._module(network, 1000), first, self.settings)
 
     def _module(self, network: Transformer, steps: int) -> LanguageModule:
         chosen = ("rates", "weight_decay", "warmup", "decay")

@@ -63,12 +63,12 @@ def step_bill(
     def step(network: Transformer) -> Ledger:
         content: dict[str, Any] = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
         content["documents"] = torch.zeros_like(content["tokens"])
+        if source is not None:
+            content["neighbors"] = any_neighbors(content["tokens"], chosen["k"], len(source.passages))
         if not train:
-            if source is not None:
-                content["neighbors"] = any_neighbors(content["tokens"], chosen["k"])
             return read_bill(network.eval(), content, autocast=chosen["precision"] == "bf16-mixed")
         module = LanguageModule(network, 1, chosen["rates"], chosen["weight_decay"])
-        return count_step(module, content, chosen, stored=source is not None)
+        return count_step(module, content, chosen)
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         shapes = network()

@@ -82,23 +82,20 @@ class ProgressReport(L.Callback):
             module.log("train_flops", float(step * self.step_flops), batch_size=1)
 
 
-def count_step(
-    module: LanguageModule, batch: Mapping[str, Any], settings: Mapping[str, Any], *, stored: bool
-) -> Ledger:
+def count_step(module: LanguageModule, batch: Mapping[str, Any], settings: Mapping[str, Any]) -> Ledger:
     """The bill of one training step, from steps that are taken and thrown away with the module.
 
     Args:
         module: What is trained.
-        batch: Tokens, targets and documents.
-        settings: Neighbours per position, precision.
-        stored: True if the network reads a store; the search itself is not part of a step.
+        batch: Tokens, targets and documents, and neighbours if the network reads a store; searching for them is no part
+            of a step.
+        settings: Precision.
     """
-    content = {**batch, "neighbors": any_neighbors(batch["tokens"], settings["k"])} if stored else batch
     optimizer = module.configure_optimizers()["optimizer"]
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16-mixed"):
-            loss = module.objective(content)
+            loss = module.objective(batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -109,11 +106,14 @@ def count_step(
     return ledger
 
 
-def any_neighbors(tokens: torch.Tensor, k: int) -> Neighbors:
-    """Neighbours to count with: the work of whoever reads them depends on shapes alone."""
+def any_neighbors(tokens: torch.Tensor, k: int, stored: int = 1) -> Neighbors:
+    """Neighbours to count with before any are found, as different as a store of so many tokens allows.
+
+    The work of most readers depends on shapes alone; that of a reader which computes each entry once is never more.
+    """
     shape = (*tokens.shape, k)
     mask = torch.ones(shape, dtype=torch.bool)
-    return Neighbors(torch.ones(shape), torch.zeros(shape, dtype=torch.int64), mask)
+    return Neighbors(torch.ones(shape), torch.arange(mask.numel()).view(shape) % max(1, stored), mask)
 
 
 def train(

@@ -69,6 +69,8 @@ class Batches:
         batch: dict[str, Any] = self.windows.batch(self.order[here])
         if self.neighbors is not None:
             batch["neighbors"] = self.neighbors.rows(torch.from_numpy(self.rows[here]))
+            if getattr(self.neighbors, "exclude", False):
+                batch["exclude"] = batch["documents"]
         return batch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import cast
 
@@ -32,6 +33,7 @@ class ExternalMemory(Sourced, Memory):
         source: Where to look.
         k: Neighbours per position.
         reader: ``reader(d_model, vocab_size=...)``: :class:`~mann.AttentionReader`, ``gnn.GraphReader``, or your own.
+            What it takes of ``documents`` and ``exclude`` by these names it is given, as :class:`~mann.Context` has it.
 
     Shapes:
         input and output: ``[batch, time, width]``.
@@ -48,6 +50,8 @@ class ExternalMemory(Sourced, Memory):
         self.source = source
         self.k = k
         self.reader = reader(d_model, vocab_size=source.passages.vocab_size)
+        asked = inspect.signature(self.reader.forward).parameters
+        self._asks = [name for name in ("documents", "exclude") if name in asked]
 
     def forward(
         self, x: Float[Tensor, "batch time width"], context: Context
@@ -55,4 +59,5 @@ class ExternalMemory(Sourced, Memory):
         neighbors = context.retrieve(self.source, self.k)
         reader = cast(Reader, self.reader)
         window = context.window(self.source, self.k, reader.before, reader.after)
-        return self.reader(rms_norm(x), neighbors, window)
+        told = {name: getattr(context, name) for name in self._asks}
+        return self.reader(rms_norm(x), neighbors, window, **told)

@@ -16,6 +16,7 @@ from mann.context import Context
 from mann.linear import Linear
 from mann.memory.base import Memory
 from mann.norm import rms_norm, sum_dtype
+from mann.products import products
 from mann.projection import head_width
 from mann.shift import previous, without_autocast
 from mann.state import Streaming
@@ -162,27 +163,31 @@ class _Step(torch.autograd.Function):
         layers = len(held) // 2 if held[-1].ndim == 3 else len(held)
         states, anchors = held[:layers], held[layers:] or tuple(state[:, 0] for state in held)
         size, inputs = k.shape[1], torch.cat([k, q], 1)
-        outer = inputs @ anchors[0]
+        outer = products(inputs, anchors[0])
         saved = [k, inputs, left, total, *held]
         if layers == 1:
             error = outer[:, :size] + (k - v)
             read = outer[:, size:] + q
-            gradients = [_apart(k, left).mT @ error]
+            gradients = [products(_apart(k, left).mT, error)]
         else:
             share = torch.sigmoid(outer)
             active = outer.mul_(share)
             # Numbers of the width of a head are scaled, which are fewer than hidden ones.
-            answers = (active @ anchors[1].mT).mul_(share.shape[-1] ** -0.5)
+            answers = products(active, anchors[1].mT).mul_(share.shape[-1] ** -0.5)
             error = (answers[:, :size] + (k - v)).mul_(share.shape[-1] ** -0.5)
             read = answers[:, size:] + q
-            back = error @ anchors[1]
+            back = products(error, anchors[1])
             inner = _slope(share[:, :size], active[:, :size]).mul_(back)
-            gradients = [_apart(k, left).mT @ inner, _apart(error, left).mT @ active[:, :size]]
+            gradients = [
+                products(_apart(k, left).mT, inner),
+                products(_apart(error, left).mT, active[:, :size]),
+            ]
             saved += [share, active, back, inner]
         ctx.save_for_backward(error, *saved)
         ctx.layers, ctx.follows = layers, layers == len(held)
+        # In place: weights are large, and what is added to would be copied.
         moved = [
-            torch.baddbmm(gradient.view(len(k), 2, -1), total, state.flatten(2)).view_as(state)
+            gradient.view(len(k), 2, -1).baddbmm_(total, state.flatten(2)).view_as(state)
             for gradient, state in zip(gradients, states, strict=True)
         ]
         return read, *moved
@@ -207,33 +212,33 @@ def _step_back(ctx: Any, grad_read: Tensor, grad_moved: list[Tensor]) -> tuple[T
     # The gradient of a sum of outer products, weighted once for the weights and once for the momentum.
     sums = [grad.flatten(1, 2) for grad in grad_moved]
     if layers == 1:
-        grad_keys = error @ sums[0].mT
-        grad_error = _apart(k, left) @ sums[0]
+        grad_keys = products(error, sums[0].mT)
+        grad_error = products(_apart(k, left), sums[0])
         grad_left = _weights(grad_keys, k)
         grad_answers = torch.cat([grad_error, grad_read], 1)
-        grad_inputs = grad_answers @ anchors[0].mT
-        grad_anchors = [inputs.mT @ grad_answers]
+        grad_inputs = products(grad_answers, anchors[0].mT)
+        grad_anchors = [products(inputs.mT, grad_answers)]
     else:
         share, active, back, inner = rest
         scale = share.shape[-1] ** -0.5
-        grad_keys = inner @ sums[0].mT
-        grad_inner = _apart(k, left) @ sums[0]
-        grad_errors = active[:, :size] @ sums[1].mT
+        grad_keys = products(inner, sums[0].mT)
+        grad_inner = products(_apart(k, left), sums[0])
+        grad_errors = products(active[:, :size], sums[1].mT)
         grad_left = _weights(grad_keys, k) + _weights(grad_errors, error)
         slope = _slope(share, active)
         grad_back = grad_inner * slope[:, :size]
-        grad_error = torch.baddbmm(_together(grad_errors, left), grad_back, anchors[1].mT).mul_(scale)
+        grad_error = _together(grad_errors, left).baddbmm_(grad_back, anchors[1].mT).mul_(scale)
         grad_answers = torch.cat([grad_error, grad_read], 1)
         scaled = grad_answers * scale
-        grad_outer = scaled @ anchors[1]
-        grad_outer[:, :size].baddbmm_(_apart(error, left), sums[1])
-        grad_second = torch.baddbmm(error.mT @ grad_back, scaled.mT, active)
+        grad_outer = products(scaled, anchors[1])
+        grad_outer[:, :size] += products(_apart(error, left), sums[1])
+        grad_second = products(scaled.mT, active).baddbmm_(error.mT, grad_back)
         grad_outer.mul_(slope)
         # The slope's own derivative is (1 - share) (2 slope - active).
         bent = grad_inner.mul_(back).mul_(torch.sub(slope[:, :size], active[:, :size], alpha=0.5))
         grad_outer[:, :size].add_(bent, alpha=2).addcmul_(bent, share[:, :size], value=-2)
-        grad_inputs = grad_outer @ anchors[0].mT
-        grad_anchors = [inputs.mT @ grad_outer, grad_second]
+        grad_inputs = products(grad_outer, anchors[0].mT)
+        grad_anchors = [products(inputs.mT, grad_outer), grad_second]
     grad_k = _together(grad_keys, left).add_(grad_error).add_(grad_inputs[:, :size])
     grad_q = grad_inputs[:, size:] + grad_read
     if ctx.follows:

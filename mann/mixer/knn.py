@@ -113,9 +113,9 @@ class KNNAttention(StreamingQueriesKeysValues):
             self.leave(stream, context)
         if not parts:
             return self.merge(near)
-        scores, there, far = _read(parts, self.k)
+        far_total, there, far = _read(parts, self.k)
         if self.gate is None:
-            share = torch.sigmoid(scores.logsumexp(-1) - total.to(scores.dtype))
+            share = torch.sigmoid(far_total - total.to(far_total.dtype))
         else:
             share = torch.sigmoid(self.gate).repeat(len(x))[:, None] * there
         return self.merge(torch.lerp(near, far.to(near.dtype), share[..., None].to(near.dtype)))
@@ -153,18 +153,39 @@ class _Far:
 
 
 def _read(parts: list[_Far], k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of the ``k`` best of all parts, the others very low; where there are any; and what they say."""
+    """Of the ``k`` best of all parts: the logarithm of the sum of exponentials; where there are any; what they say."""
     scores = torch.cat([part.scores for part in parts], -1)
     mask = torch.cat([part.mask for part in parts], -1)
     # Finite, as a query may have nothing to read.
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    if scores.shape[-1] > k:
-        best = torch.zeros_like(mask).scatter_(-1, top_ids(scores, k), True)
-        scores, mask = scores.masked_fill(~best, torch.finfo(scores.dtype).min), mask & best
-    weights = scores.softmax(-1).masked_fill(~mask, 0.0)
+    width, best = scores.shape[-1], None
+    if width > k:
+        best = top_ids(scores, k)
+        scores, mask = scores.gather(-1, best), mask.gather(-1, best)
+    weights, total = _Shares.apply(scores)
+    weights = weights.masked_fill(~mask, 0.0)
+    if best is not None:
+        weights = weights.new_zeros(*weights.shape[:-1], width).scatter(-1, best, weights)
     each = weights.split([part.scores.shape[-1] for part in parts], -1)
     far = [part.read(weight) for part, weight in zip(parts, each, strict=True)]
-    return scores, mask.any(-1), far[0] if len(far) == 1 else far[0] + far[1]
+    return total, mask.any(-1), far[0] if len(far) == 1 else far[0] + far[1]
+
+
+class _Shares(torch.autograd.Function):
+    # The softmax knows the sum that it divides by, which torch would make again, in both directions.
+    @staticmethod
+    def forward(ctx, scores):  # type: ignore[override]
+        shares = scores.softmax(-1)
+        ctx.save_for_backward(shares)
+        # The largest share is that of the largest score, one over the sum.
+        return shares, scores.amax(-1) - shares.amax(-1).log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, grad_total):  # type: ignore[override]
+        (shares,) = ctx.saved_tensors
+        back = torch._softmax_backward_data(grad, shares, -1, shares.dtype)
+        return back.addcmul_(shares, grad_total[..., None])
 
 
 def _row(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | None, window: int, count: int) -> _Far:
@@ -191,19 +212,23 @@ def _nearest(
     ids = torch.zeros(*q.shape[:2], count, dtype=torch.int64, device=k.device)
     found = torch.full_like(ids, float("-inf"), dtype=q.dtype)
     for here, seen in spans(q.shape[1], k.shape[1] - q.shape[1], _BLOCK, None):
-        own, last = places[seen.stop - here.stop + here.start : seen.stop], seen.stop - window
+        begin, last = seen.stop - here.stop + here.start, seen.stop - window
+        own = places[begin : seen.stop]
         if last < 1:
             continue
         # Some keys more than have left, so that the columns divide into parts; they are hidden as others are.
         parts = -(-last // _FEW)
         last = min(len(places), -(-last // parts) * parts)
         scores = torch.bmm(q[:, here], k[:, :last].transpose(1, 2))
-        hidden = own[:, None] - places[:last] < window
+        # What has left the window of the first query has left all of them.
+        first = 0 if labels is not None else max(0, begin - window + 1)
+        hidden = own[:, None] - places[first:last] < window
         if labels is not None:
             hidden = (hidden | (labels[:, own, None] != labels[:, None, :last])).repeat_interleave(
                 len(q) // len(labels), 0
             )
-        best = _best(scores.masked_fill_(hidden, float("-inf")), min(count, last), parts)
+        scores[..., first:].masked_fill_(hidden, float("-inf"))
+        best = _best(scores, min(count, last), parts)
         width = best.shape[-1]
         ids[:, here, :width], found[:, here, :width] = best, scores.gather(-1, best)
     return ids, found

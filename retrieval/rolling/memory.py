@@ -66,10 +66,10 @@ class RollingMemory(Searchable):
         capacity: Entries kept of each row and head.
         d_key: Dimension of keys and queries.
         d_value: Dimension of values.
-        backend: ``"dense"``: products of matrices. ``"exact"``: FAISS flat, one search for each row and head; the same
+        backend: ``"dense"``: products of matrices, in bfloat16 where the processor has instructions for it, from a copy
+            of the keys; results stay exact. ``"exact"``: FAISS flat, one search for each row and head; the same
             results. ``"ivf"``: inverted lists, whose centroids are found anew as the memory turns over; approximate
-            unless ``nprobe`` is ``nlist``, and needs the keys twice. ``"auto"``: the first up to a capacity of
-            16,384, then the last.
+            unless ``nprobe`` is ``nlist``, and needs the keys twice. ``"auto"``: dense up to 16,384 entries, then ivf.
         dtype: How keys and values are kept: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``. Scores are
             32-bit floats.
         device: Where they are kept. Off the CPU there is ``"dense"`` only, which there rounds as the device does.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from retrieval.enrollment import Enrolled
+from retrieval.rolling.shortlist import rounded
 
 __all__ = ["Ring"]
 
@@ -61,6 +62,7 @@ class Ring(Enrolled):
         self.written = np.zeros(rows, np.int64)
         self.begin = np.zeros(rows, np.int64)
         self._changes = self._read_after = 0
+        self._rounded: tuple[Tensor, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -71,6 +73,7 @@ class Ring(Enrolled):
         """Move what is stored; the counters stay on the CPU, which decides by them."""
         for name in ("keys", "values", "index", "norms"):
             setattr(self, name, getattr(self, name).to(device))
+        self._rounded = None
 
     def chosen(self, rows: Tensor | None, batch: int | None) -> Tensor:
         """Numbers of the rows a call is about.
@@ -134,6 +137,9 @@ class Ring(Enrolled):
         self.keys[row, :, slot] = new_keys.transpose(1, 2)
         self.values[row, :, slot] = new_values.transpose(1, 2)
         self.norms[row, :, slot] = lengths(new_keys).transpose(1, 2)
+        if self._rounded is not None:
+            for store, new in zip(self._rounded, rounded(new_keys), strict=True):
+                store[row, :, slot] = new.transpose(1, 2)
         self.index[row, slot] = index.to(self.device)
         self.written[at.numpy()] += n
 
@@ -227,6 +233,10 @@ class Ring(Enrolled):
             found.append(x.view(*ids.shape, -1))
         return found[0], found[1], mask
 
+    def begins(self, memories: list[tuple[int, int]]) -> np.ndarray:
+        """Where slot 0 of each ``(row, head)`` is among all slots of the ring."""
+        return np.array([(row * self.heads + head) * self.capacity for row, head in memories], np.int64)
+
     def float_keys(self, memories: list[tuple[int, int]]) -> tuple[Tensor, np.ndarray]:
         """Keys as 32-bit floats in one matrix, and where in it slot 0 of each ``(row, head)`` is; no copy if they are.
 
@@ -234,10 +244,19 @@ class Ring(Enrolled):
             keys: ``[p, d_key]``, begins: ``[len(memories)]``
         """
         if self.keys.dtype == torch.float32:
-            begins = [(row * self.heads + head) * self.capacity for row, head in memories]
-            return self.keys.view(-1, self.d_key), np.array(begins, np.int64)
+            return self.keys.view(-1, self.d_key), self.begins(memories)
         keys = torch.stack([self.keys[row, head] for row, head in memories]).float()
         return keys.view(-1, self.d_key), np.arange(len(memories)) * self.capacity
+
+    def rounded_keys(self) -> tuple[Tensor, Tensor]:
+        """Keys in bfloat16 and how much each lost; made when they are first asked for, and kept up from then on.
+
+        Shapes:
+            keys: ``[rows, heads, capacity, d_key]``, lost: ``[rows, heads, capacity]``
+        """
+        if self._rounded is None:
+            self._rounded = rounded(self.keys)
+        return self._rounded
 
     def state(self) -> dict[str, Tensor]:
         """Everything stored, copied."""
@@ -252,6 +271,7 @@ class Ring(Enrolled):
         for name in ("written", "begin"):
             getattr(self, name)[:] = state[name].cpu().numpy()
         self.norms = torch.where(self.index[:, None] >= 0, lengths(self.keys), 0.0)
+        self._rounded = None
 
     def faults(self, state: dict[str, Any]) -> list[str]:
         """What keeps a state from being this ring's, in words."""

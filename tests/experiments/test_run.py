@@ -50,6 +50,7 @@ def run_of(arm: str, regime: str, budget: float = BUDGET, **settings: object) ->
         ("knn", SAME_TOKENS),
         ("knn", WHOLE_CORPUS),
         ("graph", SAME_TOKENS),
+        ("GNN-LM", SAME_TOKENS),
         ("suffix graph", WHOLE_CORPUS),
         ("random neighbours", SAME_TOKENS),
         ("shuffled edges", WHOLE_CORPUS),
@@ -92,7 +93,7 @@ def test_a_search_is_paid_for_where_its_neighbours_are_read(workspace: Workspace
 def test_an_auxiliary_loss_is_on_the_bill_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def bill() -> int:
         network = Transformer(29, 16, 1, 2, feedforward=partial(UltraMem, n_keys=8, k=4))
-        return count_step(LanguageModule(network, 10), batch(), SETTINGS | DEFAULTS, stored=False).flops
+        return count_step(LanguageModule(network, 10), batch(), SETTINGS | DEFAULTS).flops
 
     whole = bill()
     monkeypatch.setattr(LanguageModule, "objective", LanguageModule.forward)
