@@ -18,9 +18,10 @@ class CopyCorpus:
     r"""Copy and repeat-copy: symbols, a delimiter, then blanks at which the symbols are asked for.
 
     Copy is ``s_1 ... s_L delimiter blank ... blank``: the symbols in order are the answers at the blanks. In
-    repeat-copy the delimiter is followed by a token that stands for a number; the answers are the symbols that many
-    times over, and then, once, the end. Behind an example blanks fill it up to the length of the longest, at which
-    nothing is asked.
+    repeat-copy the delimiter is said as often as the symbols are to be repeated; the answers are the symbols that many
+    times over, and then, once, the end. The paper gives the number of repetitions as a number; a token for each would
+    say nothing of numbers that training does not have, delimiters do. Behind an example blanks fill it up to the
+    length of the longest, at which nothing is asked.
 
     Reference:
         Graves et al., "Neural Turing machines", 2014. arXiv:1410.5401.
@@ -29,8 +30,6 @@ class CopyCorpus:
         symbols: Different symbols.
         lengths: Symbols of an example, the fewest and the most; all numbers between are as likely.
         repeats: The fewest and the most repetitions; ``None``: copy.
-        most_repeats: Repetitions that there are tokens for, so that a corpus of more repetitions than another has the
-            same vocabulary; by default the most of ``repeats``.
         examples: Examples of training.
         test_examples: Examples of valid, and of test.
         seed: Of the generator, which is nobody else's.
@@ -44,7 +43,6 @@ class CopyCorpus:
         symbols: int = 16,
         lengths: tuple[int, int] = (1, 20),
         repeats: tuple[int, int] | None = None,
-        most_repeats: int | None = None,
         examples: int = 20_000,
         test_examples: int = 500,
         seed: int = 0,
@@ -54,10 +52,7 @@ class CopyCorpus:
         for name, (low, high) in {"lengths": lengths, "repeats": repeats or (1, 1)}.items():
             if not 1 <= low <= high:
                 raise CorpusError(f"{name} from {low} to {high}: give 1 <= from <= to")
-        most = 0 if repeats is None else repeats[1] if most_repeats is None else most_repeats
-        if repeats is not None and most < repeats[1]:
-            raise CorpusError(f"most_repeats={most}, but {repeats[1]} are asked for: give at least as many")
-        self.symbols, self.lengths, self.repeats, self.most_repeats = symbols, lengths, repeats, most
+        self.symbols, self.lengths, self.repeats = symbols, lengths, repeats
         self.examples, self.test_examples, self.seed = examples, test_examples, seed
 
     @property
@@ -67,8 +62,8 @@ class CopyCorpus:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens: special ones, symbols, and numbers of repetitions."""
-        return SPECIAL + self.symbols + self.most_repeats
+        """Tokens: special ones and symbols, for all lengths and repetitions the same."""
+        return SPECIAL + self.symbols
 
     def load(self, progress: Callable[[str, float], None] | None = None) -> Corpus:
         """Make the examples: the same ones each time."""
@@ -76,7 +71,7 @@ class CopyCorpus:
             "symbols": self.symbols,
             "lengths": list(self.lengths),
             "repeats": None if self.repeats is None else list(self.repeats),
-            "most_repeats": self.most_repeats,
+            "count": None if self.repeats is None else "delimiters",
             "examples": [self.examples, self.test_examples],
         }
         name = "copy" if self.repeats is None else "repeat-copy"
@@ -109,20 +104,16 @@ def copy_examples(
     """
     n = len(lengths)
     times = np.ones(n, np.int64) if repeats is None else repeats
-    longest = int(lengths.max(initial=1))
-    shown = longest + 1 + int(times.max(initial=1)) * longest + 2
-    wide = max(size or 0, shown)
+    longest, most = int(lengths.max(initial=1)), int(times.max(initial=1))
+    wide = max(size or 0, _size(longest, most))
     drawn = generator.integers(SPECIAL, SPECIAL + symbols, (n, longest))
     tokens, answers = np.full((n, wide), BLANK), np.full((n, wide), -100)
     places = np.arange(wide)
     column = lengths[:, None]
     told = places < column
     tokens[:, :longest] = np.where(told[:, :longest], drawn, BLANK)
-    np.put_along_axis(tokens, column, DELIMITER, 1)
-    first = column + 1
-    if repeats is not None:
-        np.put_along_axis(tokens, first, SPECIAL + symbols - 1 + repeats[:, None], 1)
-        first = first + 1
+    first = column + times[:, None]
+    tokens[(places >= column) & (places < first)] = DELIMITER
     last = first + column * times[:, None]
     asked = (places >= first) & (places < last)
     again = np.take_along_axis(drawn, np.where(asked, (places - first) % column, 0), 1)
@@ -134,5 +125,5 @@ def copy_examples(
 
 
 def _size(length: int, repeats: int) -> int:
-    """Tokens of the longest example: of repeat-copy those of the number and of the end too."""
-    return length * (1 + repeats) + 3 if repeats else 2 * length + 1
+    """Tokens of the longest example: of repeat-copy the delimiters and the end too."""
+    return (1 + length) * (1 + repeats) if repeats else 2 * length + 1

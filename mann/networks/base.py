@@ -1,4 +1,4 @@
-"""What networks with a memory beside an LSTM have in common: one step a token, documents, state, loss."""
+"""What networks with a memory beside a controller have in common: one step a token, documents, state, loss."""
 
 from __future__ import annotations
 
@@ -19,30 +19,41 @@ from mann.state import Streaming
 
 # Squared length below which a vector counts as empty: an empty row is like nothing, and its gradient is bounded.
 EMPTY = 1e-6
+# Beyond it a softmax is one-hot in float32, and gradients are nothing but rounding.
+MOST_STRENGTH = 100.0
+CONTROLLERS = ("lstm", "feedforward")
 
 
 class MemoryNetwork(Streaming, LanguageModel):
-    r"""An LSTM that works on a memory once a token; what kind of memory, a subclass says.
+    r"""A controller that works on a memory once a token; what kind of memory, a subclass says.
 
     .. math::
         h_t, c_t = \mathrm{LSTM}(x_t, [h_{t-1}; r_{t-1}], c_{t-1}), \qquad
         r_t, M_t = \mathrm{access}(h_t, M_{t-1}), \qquad
         y_t = \mathrm{readout}(\mathrm{rms}(W_o [h_t; r_t]))
 
+    The controller is an LSTM, or one layer that remembers nothing itself, :math:`h_t = \tanh(W x_t + U r_{t-1} + b)`.
+    Noise on its cell keeps the LSTM from counting steps finely, which does not carry over to longer sequences.
     Each document begins with an empty memory. A :class:`~mann.State` carries everything to the next segment.
+
+    Reference:
+        Jim, Giles and Horne, "An analysis of noise in recurrent neural networks: convergence and generalization", 1996.
+        IEEE Transactions on Neural Networks 7, 1424: ``cell_noise``.
 
     Args:
         vocab_size: Number of tokens.
         d_model: Width of embeddings, and of what the readout sees.
-        d_hidden: Width of the LSTM.
+        d_hidden: Width of the controller.
         d_read: Numbers read at each step.
         readout: ``readout(d_model, vocab_size)``.
+        controller: ``"lstm"`` or ``"feedforward"``.
+        cell_noise: Standard deviation of noise that is added to the LSTM's cell after each step in training.
 
     Shapes:
         tokens: ``[batch, time]``; output: log-probabilities ``[batch, time, vocab]``.
 
     Raises:
-        ValueError: If a size is smaller than 1.
+        ValueError: If a size is smaller than 1, there is no such controller, or it has no cell for the noise.
     """
 
     def __init__(
@@ -52,23 +63,31 @@ class MemoryNetwork(Streaming, LanguageModel):
         d_hidden: int,
         d_read: int,
         readout: Callable[[int, int], Readout] = SoftmaxReadout,
+        controller: str = "lstm",
+        cell_noise: float = 0.0,
     ) -> None:
         super().__init__()
-        if min(vocab_size, d_model, d_hidden, d_read) < 1:
+        at_least_one(vocab_size=vocab_size, d_model=d_model, d_hidden=d_hidden, d_read=d_read)
+        if controller not in CONTROLLERS:
+            raise ValueError(f"controller={controller!r}: give one of {', '.join(CONTROLLERS)}")
+        if cell_noise < 0 or (cell_noise and controller != "lstm"):
             raise ValueError(
-                f"vocab_size={vocab_size}, d_model={d_model}, d_hidden={d_hidden} and numbers read ({d_read}) must "
-                "all be at least 1"
+                f"cell_noise={cell_noise} of controller={controller!r}: give 0 or more, and an LSTM"
             )
         self.vocab_size, self.d_model, self.d_hidden, self.d_read = vocab_size, d_model, d_hidden, d_read
+        self.controller, self.cell_noise = controller, cell_noise
+        recalls = controller == "lstm"
+        width = 4 * d_hidden if recalls else d_hidden
         self.embedding = nn.Embedding(vocab_size, d_model)
-        self.input = nn.Linear(d_model, 4 * d_hidden)
-        self.recurrent = nn.Linear(d_hidden + d_read, 4 * d_hidden, bias=False)
-        for layer in (self.input, self.recurrent):
-            # The gates and the candidate, each made orthogonal by itself.
-            layer.weight.matrices = 4  # type: ignore[attr-defined]
-        with torch.no_grad():
-            # What the LSTM holds stays, until it learns to forget.
-            self.input.bias[d_hidden : 2 * d_hidden] = 1.0
+        self.input = nn.Linear(d_model, width)
+        self.recurrent = nn.Linear(d_hidden * recalls + d_read, width, bias=False)
+        if recalls:
+            for layer in (self.input, self.recurrent):
+                # The gates and the candidate, each made orthogonal by itself.
+                layer.weight.matrices = 4  # type: ignore[attr-defined]
+            with torch.no_grad():
+                # What the LSTM holds stays, until it learns to forget.
+                self.input.bias[d_hidden : 2 * d_hidden] = 1.0
         self.output = nn.Linear(d_hidden + d_read, d_model, bias=False)
         self.readout = readout(d_model, vocab_size)
         self.state_key = "network"
@@ -89,7 +108,7 @@ class MemoryNetwork(Streaming, LanguageModel):
         """One step: what is read, and the memory afterwards.
 
         Args:
-            hidden: The LSTM's.
+            hidden: The controller's.
             memory: What :meth:`start`, or the step before, gave.
         """
 
@@ -119,11 +138,9 @@ class MemoryNetwork(Streaming, LanguageModel):
     ) -> Float[Tensor, "batch time hidden_and_read"]:
         batch = len(context.tokens)
         nothing = gates.new_zeros(())
-        own = {
-            "lstm_hidden": nothing.expand(batch, self.d_hidden),
-            "lstm_cell": nothing.expand(batch, self.d_hidden),
-            "lstm_read": nothing.expand(batch, self.d_read),
-        }
+        own = {"last_read": nothing.expand(batch, self.d_read)}
+        if self.controller == "lstm":
+            own |= {name: nothing.expand(batch, self.d_hidden) for name in ("lstm_hidden", "lstm_cell")}
         begin = self.start(batch, gates)
         held = own | begin if context.state is None else context.state.read(self, own | begin)
         memory = self.open({name: held[name] for name in begin})
@@ -136,15 +153,35 @@ class MemoryNetwork(Streaming, LanguageModel):
             if fresh is not None and t:
                 memory = self.renew(memory, fresh[t - 1], begin)
                 own_held = _chosen(fresh[t - 1], own, own_held)
-            joined = torch.cat([own_held["lstm_hidden"], own_held["lstm_read"]], 1)
-            hidden, cell = _lstm(torch.addmm(gate, joined, weight), own_held["lstm_cell"])
+            if self.controller == "lstm":
+                joined = torch.cat([own_held["lstm_hidden"], own_held["last_read"]], 1)
+                hidden, cell = _lstm(torch.addmm(gate, joined, weight), own_held["lstm_cell"])
+                if self.training and self.cell_noise:
+                    cell = cell + self.cell_noise * torch.randn_like(cell)
+                own_held = {"lstm_hidden": hidden, "lstm_cell": cell}
+            else:
+                hidden, own_held = torch.tanh(torch.addmm(gate, own_held["last_read"], weight)), {}
             read, memory = self.access(hidden, memory)
-            own_held = {"lstm_hidden": hidden, "lstm_cell": cell, "lstm_read": read}
+            own_held["last_read"] = read
             found.append(torch.cat([hidden, read], 1))
         left, y = self.close(memory, torch.stack(found, 1))
         if context.state is not None:
             context.state.write(self, **own_held, **left)
         return y
+
+
+def at_least_one(**sizes: int) -> None:
+    """Check sizes.
+
+    Args:
+        sizes: Each by its name.
+
+    Raises:
+        ValueError: If any is smaller than 1.
+    """
+    if min(sizes.values()) < 1:
+        told = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(f"{told}: all must be at least 1")
 
 
 def inverse_length(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch"]:

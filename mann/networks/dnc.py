@@ -11,17 +11,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mann.networks.base import MemoryNetwork, content_scores
+from mann.networks.base import MOST_STRENGTH, MemoryNetwork, at_least_one, content_scores
 from mann.readout import Readout, SoftmaxReadout
 
-# Beyond it a softmax is one-hot in float32, and gradients are nothing but rounding.
-MOST_STRENGTH = 100.0
 # Usage has to stay above nothing, for products of it are taken in logarithms.
 LEAST_USAGE = 1e-6
 
 
 class DNC(MemoryNetwork):
-    r"""Differentiable neural computer: an LSTM with a memory that knows what is free and what came after what.
+    r"""Differentiable neural computer: a controller with a memory that knows what is free and what came after what.
 
     Writing chooses between a free row and one of like content, or does not write at all:
 
@@ -39,17 +37,22 @@ class DNC(MemoryNetwork):
         p_t = (1 - \textstyle\sum_i w^w_i) p_{t-1} + w^w, \quad
         w^r = \pi_1 L_t^\top w^r_{t-1} + \pi_2 \, c(M_t, k^r, \beta^r) + \pi_3 L_t w^r_{t-1}
 
+    Trained networks write a little at every step, so a memory should have more rows than a text has steps, even if far
+    fewer are worth keeping: else what has not been read yet is written over. Parameters do not depend on ``n_rows``.
+
     Reference:
         Graves et al., "Hybrid computing using a neural network with dynamic external memory", 2016. Nature 538, 471.
 
     Args:
         vocab_size: Number of tokens.
         d_model: Width of embeddings, and of what the readout sees.
-        d_hidden: Width of the LSTM.
+        d_hidden: Width of the controller.
         n_rows: Rows of the memory; a step costs their square.
         d_row: Numbers of a row.
         n_read: Read heads.
         readout: ``readout(d_model, vocab_size)``.
+        controller: ``"lstm"``, or ``"feedforward"``, which remembers nothing but what the memory holds.
+        cell_noise: Of the LSTM in training; see :class:`~mann.networks.MemoryNetwork`.
 
     Shapes:
         tokens: ``[batch, time]``; output: log-probabilities ``[batch, time, vocab]``.
@@ -67,10 +70,11 @@ class DNC(MemoryNetwork):
         d_row: int = 20,
         n_read: int = 1,
         readout: Callable[[int, int], Readout] = SoftmaxReadout,
+        controller: str = "lstm",
+        cell_noise: float = 0.0,
     ) -> None:
-        if min(n_rows, d_row, n_read) < 1:
-            raise ValueError(f"n_rows={n_rows}, d_row={d_row} and n_read={n_read} must all be at least 1")
-        super().__init__(vocab_size, d_model, d_hidden, n_read * d_row, readout)
+        at_least_one(n_rows=n_rows, d_row=d_row, n_read=n_read)
+        super().__init__(vocab_size, d_model, d_hidden, n_read * d_row, readout, controller, cell_noise)
         self.n_rows, self.d_row, self.n_read = n_rows, d_row, n_read
         # Keys and what is written; strengths; what is erased, free gates, allocation and write gate; read modes.
         self.parts = [(n_read + 2) * d_row, n_read + 1, d_row + n_read + 2, 3 * n_read]

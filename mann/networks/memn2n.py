@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mann.networks.base import at_least_one
+
 PADDING = 0
 
 
@@ -56,11 +58,7 @@ class EndToEndMemoryNetwork(nn.Module):
         linear: bool = False,
     ) -> None:
         super().__init__()
-        if min(vocab_size, d_model, n_hops, n_ages) < 1:
-            raise ValueError(
-                f"vocab_size={vocab_size}, d_model={d_model}, n_hops={n_hops} and n_ages={n_ages} must all be at "
-                "least 1"
-            )
+        at_least_one(vocab_size=vocab_size, d_model=d_model, n_hops=n_hops, n_ages=n_ages)
         if not 0 <= noise < 1:
             raise ValueError(f"noise={noise} of the sentences: give a share from 0 to below 1")
         self.vocab_size, self.d_model, self.n_ages, self.noise = vocab_size, d_model, n_ages, noise

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mann.networks.base import MemoryNetwork, content_scores
+from mann.networks.base import MOST_STRENGTH, MemoryNetwork, at_least_one, content_scores
 from mann.readout import Readout, SoftmaxReadout
 
-# Beyond these a softmax is one-hot in float32, and gradients are nothing but rounding.
-MOST_STRENGTH, MOST_SHARPNESS = 100.0, 100.0
+# Beyond it sharpening is one-hot in float32.
+MOST_SHARPNESS = 100.0
 # Weight below which sharpening sees none: what it takes the logarithm of.
 NO_WEIGHT = 1e-8
 # The initial memory: so little that every row counts as empty.
@@ -22,9 +22,9 @@ INITIAL = 1e-6
 
 
 class NTM(MemoryNetwork):
-    r"""Neural Turing machine: an LSTM with heads on a memory of ``n_rows`` rows.
+    r"""Neural Turing machine: a controller with heads on a memory of ``n_rows`` rows.
 
-    Each head turns what the LSTM says into weights over the rows, by content, then by place:
+    Each head turns what the controller says into weights over the rows, by content, then by place:
 
     .. math::
         w^c = \mathrm{softmax}_i(\beta \cos(k, M_i)), \quad
@@ -50,13 +50,15 @@ class NTM(MemoryNetwork):
     Args:
         vocab_size: Number of tokens.
         d_model: Width of embeddings, and of what the readout sees.
-        d_hidden: Width of the LSTM.
+        d_hidden: Width of the controller.
         n_rows: Rows of the memory.
         d_row: Numbers of a row.
         n_read: Read heads.
         n_write: Write heads.
         shifts: Rows that a head can move by in one step, either way.
         readout: ``readout(d_model, vocab_size)``.
+        controller: ``"lstm"``, or ``"feedforward"``, which remembers nothing but what the memory holds.
+        cell_noise: Of the LSTM in training; see :class:`~mann.networks.MemoryNetwork`.
 
     Shapes:
         tokens: ``[batch, time]``; output: log-probabilities ``[batch, time, vocab]``.
@@ -76,14 +78,13 @@ class NTM(MemoryNetwork):
         n_write: int = 1,
         shifts: int = 1,
         readout: Callable[[int, int], Readout] = SoftmaxReadout,
+        controller: str = "lstm",
+        cell_noise: float = 0.0,
     ) -> None:
-        if min(n_rows, d_row, n_read, n_write) < 1:
-            raise ValueError(
-                f"n_rows={n_rows}, d_row={d_row}, n_read={n_read} and n_write={n_write} must all be at least 1"
-            )
+        at_least_one(n_rows=n_rows, d_row=d_row, n_read=n_read, n_write=n_write)
         if not 0 <= 2 * shifts < n_rows:
             raise ValueError(f"shifts={shifts} of {n_rows} rows: give 0 to {(n_rows - 1) // 2}")
-        super().__init__(vocab_size, d_model, d_hidden, n_read * d_row, readout)
+        super().__init__(vocab_size, d_model, d_hidden, n_read * d_row, readout, controller, cell_noise)
         self.n_rows, self.d_row, self.n_read, self.n_write = n_rows, d_row, n_read, n_write
         self.shifts = shifts
         heads = n_read + n_write

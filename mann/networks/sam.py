@@ -11,19 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mann.networks.base import EMPTY, MemoryNetwork, inverse_length
+from mann.networks.base import EMPTY, MOST_STRENGTH, MemoryNetwork, at_least_one, inverse_length
 from mann.readout import Readout, SoftmaxReadout
 from mann.topk import top_ids
 from retrieval import Index
 
-# Beyond it a softmax is one-hot in float32, and gradients are nothing but rounding.
-MOST_STRENGTH = 100.0
 # Weight from which a row counts as used.
 USED = 0.005
 
 
 class SparseAccessMemory(MemoryNetwork):
-    r"""Sparse access memory: an LSTM with a large memory, of which each head reads the ``k`` rows most like its key.
+    r"""Sparse access memory: a controller with a large memory, of which each head reads ``k`` rows, those most like
+    its key.
 
     .. math::
         r = \sum_{i \in \mathrm{top}_k} \mathrm{softmax}_i(\beta \cos(q, M_i)) M_i, \qquad
@@ -43,7 +42,7 @@ class SparseAccessMemory(MemoryNetwork):
     Args:
         vocab_size: Number of tokens.
         d_model: Width of embeddings, and of what the readout sees.
-        d_hidden: Width of the LSTM.
+        d_hidden: Width of the controller.
         n_rows: Rows of the memory.
         d_row: Numbers of a row.
         n_heads: Heads; each reads and writes.
@@ -52,6 +51,8 @@ class SparseAccessMemory(MemoryNetwork):
             in a :class:`retrieval.Index` for each row of the batch; rows written since it was made are compared.
         refresh: Steps after which the index is made anew.
         readout: ``readout(d_model, vocab_size)``.
+        controller: ``"lstm"``, or ``"feedforward"``, which remembers nothing but what the memory holds.
+        cell_noise: Of the LSTM in training; see :class:`~mann.networks.MemoryNetwork`.
 
     Shapes:
         tokens: ``[batch, time]``; output: log-probabilities ``[batch, time, vocab]``.
@@ -72,16 +73,15 @@ class SparseAccessMemory(MemoryNetwork):
         factory: str | None = None,
         refresh: int = 16,
         readout: Callable[[int, int], Readout] = SoftmaxReadout,
+        controller: str = "lstm",
+        cell_noise: float = 0.0,
     ) -> None:
-        if min(d_row, n_heads, k, refresh) < 1:
-            raise ValueError(
-                f"d_row={d_row}, n_heads={n_heads}, k={k} and refresh={refresh} must be at least 1"
-            )
+        at_least_one(d_row=d_row, n_heads=n_heads, k=k, refresh=refresh)
         if n_rows < max(k, n_heads):
             raise ValueError(
                 f"{n_rows} rows for {n_heads} heads that read {k} each: give n_rows >= {max(k, n_heads)}"
             )
-        super().__init__(vocab_size, d_model, d_hidden, n_heads * d_row, readout)
+        super().__init__(vocab_size, d_model, d_hidden, n_heads * d_row, readout, controller, cell_noise)
         self.n_rows, self.d_row, self.n_heads, self.k = n_rows, d_row, n_heads, k
         self.factory, self.refresh = factory, refresh
         # Keys and what is written; strengths; write gates and interpolation.

@@ -18,8 +18,9 @@ KINDS = [
     partial(NTM, n_rows=8, d_row=5, n_read=2, n_write=2),
     partial(DNC, n_rows=8, d_row=5, n_read=2),
     partial(SparseAccessMemory, n_rows=16, d_row=5, n_heads=2, k=3),
+    partial(NTM, n_rows=8, d_row=5, controller="feedforward"),
 ]
-every = pytest.mark.parametrize("kind", KINDS, ids=["ntm", "dnc", "sam"])
+every = pytest.mark.parametrize("kind", KINDS, ids=["ntm", "dnc", "sam", "feedforward"])
 
 
 def network(kind, dtype=torch.float64):
@@ -200,6 +201,35 @@ def test_trains_by_role(kind):
         losses.append(loss.item())
     assert losses[0] == pytest.approx(torch.tensor(VOCAB).log().item(), abs=1e-4)
     assert losses[-1] < losses[0] - 0.1
+
+
+def test_noise_on_the_cell_is_of_training_alone():
+    cells = []
+    for noise, training in ((0.5, True), (0.5, False), (0.0, True)):
+        torch.manual_seed(0)
+        model = NTM(VOCAB, d_model=8, d_hidden=64, n_rows=8, d_row=5, cell_noise=noise).train(training)
+        torch.manual_seed(1)
+        state = State()
+        model(torch.ones(64, 1, dtype=torch.long), state=state)
+        (held,) = state.state_dict()["tensors"].values()
+        cells.append(held["lstm_cell"])
+    noisy, quiet, without = cells
+    assert torch.equal(quiet, without)
+    assert (noisy - quiet).std() == pytest.approx(0.5, rel=0.1)
+    assert abs((noisy - quiet).mean()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"controller": "gru"}, "give one of lstm, feedforward"),
+        ({"cell_noise": -0.1}, "cell_noise=-0.1"),
+        ({"controller": "feedforward", "cell_noise": 0.1}, "and an LSTM"),
+    ],
+)
+def test_controllers_that_there_are_not(settings, told):
+    with pytest.raises(ValueError, match=told):
+        NTM(VOCAB, **settings)
 
 
 @every

@@ -32,16 +32,28 @@ def length(x):
     return (x.square().sum() + EMPTY).sqrt()
 
 
-def naive(model, tokens):
-    """The paper's equations, one row of one head of one example at a time; the LSTM is torch's own."""
-    size, reads = model.d_hidden, model.n_read
+def lstm(model, x, h, c):
+    """A step of torch's own."""
+    size = model.d_hidden
     cell = nn.LSTMCell(model.d_model, size).double()
     # Torch has the candidate third.
     order = torch.cat(
         [torch.arange(2 * size), torch.arange(3 * size, 4 * size), torch.arange(2 * size, 3 * size)]
     )
-    weight_input, bias = model.input.weight[order], model.input.bias[order]
-    weight_hidden = model.recurrent.weight[order]
+    weight_hidden, bias = model.recurrent.weight[order], model.input.bias[order]
+    weights = {
+        "weight_ih": torch.cat([model.input.weight[order], weight_hidden[:, size:]], 1),
+        "weight_hh": weight_hidden[:, :size],
+        "bias_ih": bias,
+        "bias_hh": torch.zeros_like(bias),
+    }
+    h, c = torch.func.functional_call(cell, weights, (x[None], (h[None], c[None])))
+    return h[0], c[0]
+
+
+def naive(model, tokens):
+    """The paper's equations, one row of one head of one example at a time."""
+    size, reads = model.d_hidden, model.n_read
     found = []
     for text in tokens:
         h, c = torch.zeros(size).double(), torch.zeros(size).double()
@@ -50,15 +62,13 @@ def naive(model, tokens):
         heads = model.n_read + model.n_write
         before = [torch.eye(model.n_rows).double()[0] for _ in range(heads)]
         for token in text:
-            x = torch.cat([norm(model.embedding.weight[token]), *read])
-            weights = {
-                "weight_ih": torch.cat([weight_input, weight_hidden[:, size:]], 1),
-                "weight_hh": weight_hidden[:, :size],
-                "bias_ih": bias,
-                "bias_hh": torch.zeros_like(bias),
-            }
-            h, c = torch.func.functional_call(cell, weights, (x[None], (h[None], c[None])))
-            h, c = h[0], c[0]
+            x = norm(model.embedding.weight[token])
+            if model.controller == "lstm":
+                h, c = lstm(model, torch.cat([x, *read]), h, c)
+            else:
+                h = (
+                    model.input.weight @ x + model.input.bias + model.recurrent.weight @ torch.cat(read)
+                ).tanh()
             take = taking(model.heads(h))
             keys = [take(model.d_row).tanh() for _ in range(heads)]
             added = [take(model.d_row).tanh() for _ in range(model.n_write)]
@@ -92,8 +102,9 @@ def naive(model, tokens):
     return torch.stack(found).view(*tokens.shape, -1)
 
 
-def test_equals_the_equations_and_their_gradients():
-    model = small()
+@pytest.mark.parametrize("controller", ["lstm", "feedforward"])
+def test_equals_the_equations_and_their_gradients(controller):
+    model = small(controller=controller)
     tokens = torch.tensor([[1, 2, 2, 6], [0, 5, 3, 1]])
     results = [model(tokens), naive(model, tokens)]
     torch.testing.assert_close(*results)
