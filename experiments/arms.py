@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 from experiments.errors import RunError
+from experiments.joined import JoinedSource, edges_of
 from gnn import GraphReader, HeteroReader
+from gnn.layers import HeteroAttention
 from mann import (
     PEER,
     STEM,
@@ -101,6 +103,16 @@ def _retrieved(n_layers: int, source: Source | None, **reader: Any) -> dict[str,
     return {"memory": {1: external}, "readout": partial(PointerReadout, source=source)}
 
 
+def _pointing(n_layers: int, source: Source | None) -> dict[str, Any]:
+    assert source is not None
+    return {"readout": partial(PointerReadout, source=source)}
+
+
+def _over_edges(n_layers: int, source: Source | None) -> dict[str, Any]:
+    assert source is not None
+    return _retrieved(n_layers, source, reader=partial(HeteroReader, joined=edges_of(source)))
+
+
 def _retro(n_layers: int, source: Source | None) -> dict[str, Any]:
     assert source is not None
     return {"memory": {1: partial(ChunkedCrossAttention, source=source, chunk=32)}}
@@ -129,6 +141,7 @@ _PRODUCT_KEYS = partial(_last, slot="feedforward_at", kind=ProductKeyMemory, k=1
 _CACHE = partial(_everywhere, readout=CacheReadout)
 _TRIME = partial(_everywhere, readout=TRIMEReadout)
 _GRAPH = {"reader": GraphReader}
+_MEAN = partial(HeteroReader, layer=partial(HeteroAttention, score="mean"))
 _SHUFFLED = {"reader": partial(GraphReader, edges="shuffled")}
 
 ARMS: dict[str, Arm] = {
@@ -165,6 +178,22 @@ ARMS: dict[str, Arm] = {
         Arm("slots", partial(_last, slot="memory", kind=MemorySlots), like="dense"),
         Arm("compressive", partial(_last, slot="memory", kind=CompressiveMemory), like="dense"),
         Arm("GNN-LM", partial(_retrieved, reader=HeteroReader), ContextSource, like="graph"),
+        Arm(
+            "GNN-LM, 3 rounds",
+            partial(_retrieved, reader=partial(HeteroReader, n_layers=3)),
+            ContextSource,
+            like="graph",
+        ),
+        Arm("GNN-LM over edges", _over_edges, JoinedSource, like="graph"),
+        # Retrieval without a graph: pointing alone, a plain mean, attention over a set.
+        Arm("pointing", _pointing, ContextSource, like="knn"),
+        Arm("mean of windows", partial(_retrieved, reader=_MEAN), ContextSource, like="graph"),
+        Arm(
+            "set of answers",
+            partial(_retrieved, reader=partial(GraphReader, edges="none")),
+            ContextSource,
+            like="graph",
+        ),
         Arm("retro", _retro, ContextSource, like="knn"),
         Arm("suffix counts", _suffix, SuffixSource, like="knn"),
         Arm("cache", _CACHE, like="dense"),

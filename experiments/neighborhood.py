@@ -45,6 +45,11 @@ class LazySource(Source):
         self._built: Source | None = None
 
     @property
+    def built_yet(self) -> Source | None:
+        """The real source, if it has been built."""
+        return self._built
+
+    @property
     def built(self) -> Source:
         """The real source, built now if need be."""
         if self._built is None:

@@ -51,6 +51,7 @@ def run_of(arm: str, regime: str, budget: float = BUDGET, **settings: object) ->
         ("knn", WHOLE_CORPUS),
         ("graph", SAME_TOKENS),
         ("GNN-LM", SAME_TOKENS),
+        ("GNN-LM over edges", SAME_TOKENS),
         ("suffix graph", WHOLE_CORPUS),
         ("random neighbours", SAME_TOKENS),
         ("shuffled edges", WHOLE_CORPUS),
