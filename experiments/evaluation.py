@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.data import Corpus, Split, Windows, evaluation_rows
 from experiments.ledger import Ledger
@@ -135,16 +134,6 @@ def evaluate(
         torch.cat(documents).numpy(),
         evaluation.windows.split.n_documents,
     )
-
-
-@contextmanager
-def without_memory(network: Transformer) -> Iterator[None]:
-    """The same weights with every memory slot empty."""
-    kept, network.memory = network.memory, nn.ModuleDict()
-    try:
-        yield
-    finally:
-        network.memory = kept
 
 
 def read_bill(network: Transformer, batch: dict[str, Any], *, autocast: bool = True) -> Ledger:

@@ -18,7 +18,7 @@ from experiments.data import Windows, training_order
 from experiments.data.module import Batches
 from experiments.derived import Counts, derive, with_recency
 from experiments.errors import RunError
-from experiments.evaluation import Evaluation, Scored, evaluate, losses_of, read_bill, without_memory
+from experiments.evaluation import Evaluation, Scored, evaluate, losses_of, read_bill
 from experiments.frontier import budget_key
 from experiments.ledger import Ledger
 from experiments.neighborhood import Neighborhood, read_every
@@ -35,8 +35,10 @@ from experiments.training import (
 )
 from experiments.workspace import Workspace
 from mann import LanguageModule, Transformer
+from mann.gates import watch_gates
+from mann.knockout import shuffled_rows, without_memory
 from mann.optim import parameter_roles
-from mann.table_health import shuffled_rows, watch_tables
+from mann.table_health import watch_tables
 from retrieval import Neighbors, Source
 from retrieval.runtime import threads
 
@@ -249,7 +251,7 @@ class _Execution:
     ) -> list[dict[str, Any]]:
         begin = time.perf_counter()
         evaluations = self._evaluations(source, read_every(network))
-        with watch_tables(network) as tables:
+        with watch_tables(network) as tables, watch_gates(network) as gates:
             scored = {name: self._score(network, evaluation) for name, evaluation in evaluations.items()}
         row = self._row(step, network, neighbors, n_windows)
         row.update(self._read(network, evaluations["test"]))
@@ -260,6 +262,8 @@ class _Execution:
             with shuffled_rows(network):
                 probes["shuffled"] = self._score(network, evaluations["test"]).summary()
         row["probes"] = probes
+        if gates:
+            probes["gates"] = {name: gate.result() for name, gate in gates.items()}
         rows = [row]
         if len(network.memory):
             rows.append(
@@ -281,15 +285,8 @@ class _Execution:
         found = {}
         for name, evaluation in self.held_out.items():
             # Held-out documents are in no store, so there is nothing to exclude.
-            near = self.workspace.neighborhood(
-                source,
-                evaluation.windows,
-                evaluation.chosen,
-                name,
-                self.settings["k"],
-                exclude=False,
-                every=every,
-            )
+            where = evaluation.windows, evaluation.chosen, name, self.settings["k"]
+            near = self.workspace.neighborhood(source, *where, exclude=False, every=every)
             near.prepare(
                 len(evaluation.chosen), lambda share: self.progress("neighbours of held-out text", share)
             )

@@ -9,36 +9,110 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gnn.encoder import NodeEncoder
+    from gnn.adjacency import adjacency_matrix, normalized_adjacency
+    from gnn.data import GraphDataModule, LinkDataModule, NodeDataModule
+    from gnn.encoders import (
+        APPNP,
+        GAT,
+        GCN,
+        GIN,
+        GPS,
+        MLP,
+        SAGE,
+        SGC,
+        Exphormer,
+        GATv2,
+        GraphEncoder,
+        NodeEncoder,
+        SGFormer,
+        TunedGNN,
+    )
+    from gnn.encodings import LaplacianEigenvectors
+    from gnn.entry_graph import EntryGraph
+    from gnn.expander import AddExpander
     from gnn.graph import neighbor_graph
     from gnn.hetero_reader import HeteroReader
     from gnn.leaks import LeakError, assert_blind, assert_causal, assert_incremental, assert_prefix_invariant
-    from gnn.module import NodeModule
+    from gnn.modules import GraphModule, LinkModule, NodeModule
     from gnn.reader import GraphReader
+    from gnn.selection import Selection
+    from gnn.splits import Split, fold_split, per_class_split, random_split
 
 __all__ = [
+    "APPNP",
+    "GAT",
+    "GCN",
+    "GIN",
+    "GPS",
+    "MLP",
+    "SAGE",
+    "SGC",
+    "AddExpander",
+    "EntryGraph",
+    "Exphormer",
+    "GATv2",
+    "GraphDataModule",
+    "GraphEncoder",
+    "GraphModule",
     "GraphReader",
     "HeteroReader",
+    "LaplacianEigenvectors",
     "LeakError",
+    "LinkDataModule",
+    "LinkModule",
+    "NodeDataModule",
     "NodeEncoder",
     "NodeModule",
+    "SGFormer",
+    "Selection",
+    "Split",
+    "TunedGNN",
+    "adjacency_matrix",
     "assert_blind",
     "assert_causal",
     "assert_incremental",
     "assert_prefix_invariant",
+    "fold_split",
     "neighbor_graph",
+    "normalized_adjacency",
+    "per_class_split",
+    "random_split",
 ]
 
+_ENCODERS = (
+    *(
+        "APPNP",
+        "GAT",
+        "GCN",
+        "GIN",
+        "GPS",
+        "MLP",
+        "SAGE",
+        "SGC",
+        "Exphormer",
+        "GATv2",
+        "GraphEncoder",
+        "NodeEncoder",
+    ),
+    *("SGFormer", "TunedGNN"),
+)
 _LEAKS = ("LeakError", "assert_blind", "assert_causal", "assert_incremental", "assert_prefix_invariant")
 
 
 def __getattr__(name: str) -> Any:
     homes = {
+        "EntryGraph": "gnn.entry_graph",
         "GraphReader": "gnn.reader",
         "HeteroReader": "gnn.hetero_reader",
-        "NodeEncoder": "gnn.encoder",
-        "NodeModule": "gnn.module",
+        "AddExpander": "gnn.expander",
+        "LaplacianEigenvectors": "gnn.encodings",
+        "Selection": "gnn.selection",
         "neighbor_graph": "gnn.graph",
+        **dict.fromkeys(_ENCODERS, "gnn.encoders"),
+        **dict.fromkeys(("GraphModule", "LinkModule", "NodeModule"), "gnn.modules"),
+        **dict.fromkeys(("GraphDataModule", "LinkDataModule", "NodeDataModule"), "gnn.data"),
+        **dict.fromkeys(("Split", "fold_split", "per_class_split", "random_split"), "gnn.splits"),
+        **dict.fromkeys(("adjacency_matrix", "normalized_adjacency"), "gnn.adjacency"),
         **dict.fromkeys(_LEAKS, "gnn.leaks"),
     }
     if name not in homes:

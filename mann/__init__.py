@@ -1,9 +1,12 @@
 """Memory-augmented networks: a transformer with slots, and memories to put into them."""
 
 from mann.attachment import Attached, attach
+from mann.auxiliary import Auxiliary
 from mann.context import Context
 from mann.feedforward import PEER, STEM, MixtureOfExperts, ProductKeyMemory, ReluSquared, SwiGLU, UltraMem
+from mann.gates import GateCallback, GateHistogram
 from mann.host_table import HostTable
+from mann.knockout import KnockoutCallback
 from mann.memory import (
     BigramMemory,
     ChunkedCrossAttention,
@@ -49,6 +52,7 @@ __all__ = [
     "STEM",
     "Attached",
     "AttentionReader",
+    "Auxiliary",
     "BigramMemory",
     "Block",
     "CacheReadout",
@@ -61,9 +65,12 @@ __all__ = [
     "EndToEndMemoryNetwork",
     "Engram",
     "ExternalMemory",
+    "GateCallback",
+    "GateHistogram",
     "HostTable",
     "KNNAttention",
     "KNNReadout",
+    "KnockoutCallback",
     "LanguageModule",
     "LatentAttention",
     "Memory",

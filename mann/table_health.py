@@ -17,7 +17,7 @@ from mann.host_table import HostTable
 from mann.optim import parameter_roles
 from mann.product_keys import ProductKeys
 
-__all__ = ["TableHealth", "TableHealthCallback", "shuffled_rows", "watch_tables"]
+__all__ = ["TableHealth", "TableHealthCallback", "watch_tables"]
 
 
 class TableHealth:
@@ -135,30 +135,6 @@ def _count(
 ) -> None:
     rows = output[1] if isinstance(module, ProductKeys) else given[0]
     found.setdefault(name, TableHealth(n_rows)).update(rows)
-
-
-@contextmanager
-def shuffled_rows(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Every table with its rows in another order, within a block: what is read is as large as before, and wrong.
-
-    A memory whose rows matter loses by it; one that is read as a bias does not.
-
-    Args:
-        model: Any module.
-        seed: Of the order.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    tables = parameter_roles(model)["table"]
-    orders = [torch.randperm(len(table), generator=generator).to(table.device) for table in tables]
-    with torch.no_grad():
-        for table, order in zip(tables, orders, strict=True):
-            table.copy_(table[order])
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for table, order in zip(tables, orders, strict=True):
-                table.copy_(table[order.argsort()])
 
 
 class TableHealthCallback(L.Callback):

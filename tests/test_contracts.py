@@ -34,17 +34,32 @@ ARGUMENTS = {
 }
 # Exported modules that fill no slot.
 NO_SLOT = {
+    "APPNP",
+    "DNC",
+    "GAT",
+    "GCN",
+    "GIN",
+    "GPS",
+    "MLP",
+    "NTM",
+    "SAGE",
+    "SGC",
     "Attached",
     "Block",
-    "DNC",
     "EndToEndMemoryNetwork",
+    "Exphormer",
+    "GATv2",
+    "GraphEncoder",
+    "GraphModule",
     "HostTable",
     "LanguageModule",
-    "NTM",
+    "LinkModule",
     "NodeEncoder",
     "NodeModule",
+    "SGFormer",
     "SparseAccessMemory",
     "Transformer",
+    "TunedGNN",
 }
 
 

@@ -35,7 +35,7 @@ TEXT_SUFFIXES = {
 }
 LEFT_OUT = {".git", ".hypothesis", ".venv", "runs", "outputs", "wandb", "__pycache__", "lightning_logs"}
 # What a dependency brings along and may be imported without being declared again.
-BROUGHT_ALONG = {"yaml", "PIL"}
+BROUGHT_ALONG = {"yaml", "PIL", "torchmetrics"}
 
 
 def relative(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from gnn.layers.entry_attention import EntryAttention
 from gnn.layers.hetero_attention import HeteroAttention
+from gnn.layers.simple_attention import SimpleAttention
+from gnn.layers.sparse_attention import SparseAttention
 from gnn.layers.window_conv import WindowConv
 
-__all__ = ["EntryAttention", "HeteroAttention", "WindowConv"]
+__all__ = ["EntryAttention", "HeteroAttention", "SimpleAttention", "SparseAttention", "WindowConv"]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mann.chunks import Chunks, document_chunks
 from mann.context import Context
+from mann.gates import Gate
 from mann.linear import Linear
 from mann.memory.base import Memory
 from mann.norm import rms_norm, sum_dtype
@@ -62,6 +63,7 @@ class CompressiveMemory(Streaming, Memory):
         # Each is made orthogonal by itself.
         self.qkv.weight.matrices = 3  # type: ignore[attr-defined]
         self.gate = nn.Parameter(torch.zeros(n_heads, 1))
+        self.opened = Gate()
         self.out = Linear(d_model, d_model)
         nn.init.zeros_(self.out.weight)
 
@@ -87,7 +89,7 @@ class CompressiveMemory(Streaming, Memory):
                 for part in (F.elu(rms_norm(q)) + 1, F.elu(rms_norm(k)) + 1, v)
             )
             y, matrix, pending = self._remember(chunks, q, k, v, held["matrix"], held["pending"])
-            y = chunks.merge(y.transpose(2, 3)) * torch.sigmoid(self.gate)
+            y = chunks.merge(y.transpose(2, 3)) * self.opened(self.gate)
         if context.state is not None and chunks.filled is not None:
             context.state.write(self, matrix=matrix, pending=pending, filled=chunks.filled)
         return self.out(y.reshape(batch, time, width).to(x.dtype))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mann.context import Context
+from mann.gates import Gate
 from mann.linear import Linear
 from mann.memory.base import Memory
 from mann.norm import rms_norm
@@ -112,6 +113,7 @@ class Engram(Streaming, Memory):
         if not 0 <= marker < len(compression.ids):
             raise ValueError(f"marker {marker} is none of {len(compression.ids)} tokens: give one of them")
         self.orders, self.n_heads, self.gate, self.kernel = tuple(orders), n_heads, gate, kernel
+        self.opened = Gate()
         self.marker, self.compression = int(compression.ids[marker]), compression
         primes = head_primes(n_rows, len(orders) * n_heads, layers.index(layer))
         # From lists, so that the device of the context holds for buffers too.
@@ -170,7 +172,7 @@ class Engram(Streaming, Memory):
         score = (rms_norm(key) * rms_norm(x)) @ gain.to(x.dtype)
         if self.gate == "sqrt":
             score = score.sign() * score.abs().clamp_min(LEAST_SCORE).sqrt()
-        return torch.sigmoid(score), value
+        return self.opened(score), value
 
     def forward(
         self, x: Float[Tensor, "batch time width"], context: Context

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mann.chunks import document_chunks
 from mann.context import Context
+from mann.gates import Gate
 from mann.linear import Linear
 from mann.memory.base import Memory
 from mann.norm import rms_norm
@@ -61,6 +62,7 @@ class MemorySlots(Streaming, Memory):
             # Each is made orthogonal by itself.
             layer.weight.matrices = 2  # type: ignore[attr-defined]
         self.gate_bias = nn.Parameter(torch.zeros(d_model))
+        self.opened = Gate()
         # What is there is mostly kept.
         self.change_bias = nn.Parameter(torch.tensor([2.0, 0.0]).repeat_interleave(d_model))
         self.out = Linear(d_model, d_model)
@@ -106,7 +108,7 @@ class MemorySlots(Streaming, Memory):
             rows, last = torch.arange(batch, device=x.device), chunks.places[:, -1] // self.chunk
             pending = torch.where((chunks.filled > 0)[:, None, None], text[rows, last], 0.0)
             context.state.write(self, slots=slots, pending=pending, filled=chunks.filled)
-        return self.out(torch.sigmoid(self.gate(found) + self.gate_bias) * found)
+        return self.out(self.opened(self.gate(found) + self.gate_bias) * found)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(-2, -3)

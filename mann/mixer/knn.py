@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from mann.banded import attend, spans, window_masks
 from mann.context import Context
+from mann.gates import Gate
 from mann.norm import sum_dtype
 from mann.projection import Stream, StreamingQueriesKeysValues, fold
 from mann.topk import top_ids
@@ -87,6 +88,7 @@ class KNNAttention(StreamingQueriesKeysValues):
         self.rotate_far = rotated
         self.settings = dict(memory or {})
         self.gate = nn.Parameter(torch.zeros(n_heads)) if combine == "gate" else None
+        self.opened = Gate()
 
     def forward(
         self, x: Float[Tensor, "batch time width"], context: Context
@@ -115,9 +117,9 @@ class KNNAttention(StreamingQueriesKeysValues):
             return self.merge(near)
         far_total, there, far = _read(parts, self.k)
         if self.gate is None:
-            share = torch.sigmoid(far_total - total.to(far_total.dtype))
+            share = self.opened(far_total - total.to(far_total.dtype))
         else:
-            share = torch.sigmoid(self.gate).repeat(len(x))[:, None] * there
+            share = self.opened(self.gate).repeat(len(x))[:, None] * there
         return self.merge(torch.lerp(near, far.to(near.dtype), share[..., None].to(near.dtype)))
 
     def _memory(self, rows: int, device: torch.device) -> RollingMemory:

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from mann.banded import attend, window_masks
 from mann.context import Context
+from mann.gates import Gate
 from mann.grouped import grouped_linear
 from mann.norm import rms_norm, sum_dtype
 from mann.projection import QueriesKeysValues, fold
@@ -91,6 +92,7 @@ class NativeSparseAttention(QueriesKeysValues):
         self.compress_keys = nn.Parameter(mean)
         self.compress_values = nn.Parameter(mean.clone())
         self.gate = nn.Parameter(torch.zeros(3 * n_heads, d_model))
+        self.opened = Gate()
         # They begin as something, which an orthogonal step would drown.
         for parameter in (self.compress_keys, self.compress_values, self.gate):
             parameter.role = "scalar"  # type: ignore[attr-defined]
@@ -98,7 +100,7 @@ class NativeSparseAttention(QueriesKeysValues):
     def forward(
         self, x: Float[Tensor, "batch time width"], context: Context
     ) -> Float[Tensor, "batch time width"]:
-        gates = torch.sigmoid(F.linear(x, self.gate)).unflatten(-1, (3, self.n_heads))
+        gates = self.opened(F.linear(x, self.gate)).unflatten(-1, (3, self.n_heads))
         gates = gates.permute(2, 0, 3, 1).flatten(1, 2)[..., None]
         coarse, fine, near = self.branches(x, context)
         return self.merge(gates[0] * coarse + gates[1] * fine + gates[2] * near)

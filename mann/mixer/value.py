@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mann.banded import attend
 from mann.context import Context
+from mann.gates import Gate
 from mann.linear import Linear
 from mann.projection import QueriesKeysValues, fold
 
@@ -57,13 +57,14 @@ class ValueEmbeddingAttention(QueriesKeysValues):
         self.gate = Linear(d_model, n_heads)
         self.gate.weight.role = "scalar"  # type: ignore[attr-defined]
         nn.init.zeros_(self.gate.weight)
+        self.opened = Gate()
         self.values = values(d_model)
 
     def forward(
         self, x: Float[Tensor, "batch time width"], context: Context
     ) -> Float[Tensor, "batch time width"]:
         q, k, v = self.heads(x, context)
-        gate = 2 * torch.sigmoid(self.gate(x))
+        gate = 2 * self.opened(self.gate(x))
         v = v + gate[..., None] * self.values(x, context).view_as(v)
         masks = context.attention_masks(self.block, q.dtype)
         return self.merge(attend(fold(q), fold(k), fold(v), masks, self.block)[0])

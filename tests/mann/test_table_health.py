@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mann import Context, LanguageModule, NGramMemory, ProductKeyMemory, TableHealthCallback, Transformer
-from mann.table_health import TableHealth, shuffled_rows, watch_tables
+from mann.table_health import TableHealth, watch_tables
 from tests.contracts import VOCAB, batch, opened
 
 
@@ -104,20 +104,6 @@ def test_watching_counts_what_each_table_reads():
     rows = network.memory["0"].rows(Context(data["tokens"]))
     assert torch.equal(tables["memory.0.table"].counts, torch.bincount(rows.flatten(), minlength=64))
     assert not any(part._forward_hooks for part in network.modules())
-
-
-def test_shuffled_rows_are_read_wrong_and_come_back():
-    network, data = model(memory={0: partial(NGramMemory, n_rows=64)}), batch()
-    before = network(data["tokens"])
-    kept = network.memory["0"].table.weight.clone()
-    with shuffled_rows(network):
-        assert not torch.equal(network(data["tokens"]), before)
-        assert torch.equal(network.memory["0"].table.weight.sort(0).values, kept.sort(0).values)
-    assert torch.equal(network(data["tokens"]), before)
-    dense = model()
-    alone = dense(data["tokens"])
-    with shuffled_rows(dense):
-        assert torch.equal(dense(data["tokens"]), alone)
 
 
 def test_the_callback_logs_and_lets_go(tmp_path):
