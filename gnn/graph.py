@@ -101,7 +101,7 @@ def neighbor_graph(
     * node type ``token``: one for each place of the batch, number ``row * time + position``; ``row``, ``position``
     * node type ``entry``: one for each real token of each neighbour's window, never shared between
       neighbours; ``token`` (its id), ``offset`` (place in the window, 0 at the retrieved position, 1 at its answer),
-      ``visible_from`` (first position of the row that may see it)
+      ``visible_from`` (first position of the row that may see it), ``id`` (its own place in the store)
     * ``(entry, window, entry)``: adjacent positions of one window, both directions; ``step`` is where the source stands
       seen from the target, -1 or 1. No self loops: the layers have a root weight.
     * ``(entry, retrieved, token)``: from every node of a neighbour to the token that retrieved it; ``score``, ``rank``,
@@ -151,6 +151,7 @@ def neighbor_graph(
     entry = graph["entry"]
     entry.num_nodes = slot.numel()
     entry.token, entry.offset = window.flatten()[slot], place - before
+    entry.id = neighbors.ids.flatten()[neighbor] + entry.offset
     stamps = torch.zeros_like(neighbors.ids) if visible_from is None else visible_from
     entry.visible_from = stamps.flatten()[neighbor]
 
@@ -249,6 +250,7 @@ def _follow(
         which, offset = real.nonzero().T
         entry.token = torch.cat([entry.token, window[real]])
         entry.offset = torch.cat([entry.offset, offset - before])
+        entry.id = torch.cat([entry.id, ids[which] + offset - before])
         entry.visible_from = torch.cat([entry.visible_from, torch.zeros_like(which)])
         entry.hop = torch.cat([entry.hop, torch.full_like(which, hop)])
         entry.num_nodes += len(which)

@@ -64,6 +64,8 @@ class HeteroReader(nn.Module):
         layer: ``layer(width, entries=..., further=...)``, one round; choose its softmax, score and heads with
             ``functools.partial``.
         joined: Edges between the entries of the store that neighbours come from.
+        features: States that nodes begin with, one a token of the store, as GNN-LM has it: those of a trained model,
+            each of which has read the token; by default rows of a table of tokens, which is trained.
         amortised: Whether to compute each distinct entry once.
 
     Shapes:
@@ -88,6 +90,7 @@ class HeteroReader(nn.Module):
         reach: int | None = 0,
         layer: Callable[..., HeteroAttention] = HeteroAttention,
         joined: EntryGraph | None = None,
+        features: Float[Tensor, "entries d_feature"] | None = None,
         amortised: bool = True,
     ) -> None:
         super().__init__()
@@ -99,7 +102,12 @@ class HeteroReader(nn.Module):
         width = width or max(4, d_model // 8 * 4)
         self.d_model, self.vocab_size, self.width = d_model, vocab_size, width
         self.before, self.after, self.reach, self.amortised = before, after, reach, amortised
-        self.token = nn.Embedding(vocab_size, width)
+        # No buffer: a store is not part of a checkpoint, and stays where it is.
+        self.features = features
+        if features is None:
+            self.token = nn.Embedding(vocab_size, width)
+        else:
+            self.begin = nn.Linear(features.shape[1], width, bias=False)
         self.place = nn.Parameter(0.1 * torch.randn(before + 1 + after, width))
         self.enter = nn.Linear(d_model, width, bias=False)
         self.joined = joined
@@ -199,7 +207,7 @@ class HeteroReader(nn.Module):
         joined = [graph["entry", kind, "entry"].edge_index for kind in kinds]
         states = {
             "token": h.flatten(0, 1),
-            "entry": self.token(entry.token) + self.place[entry.offset + self.before],
+            "entry": self._begin(entry.token, entry.id) + self.place[entry.offset + self.before],
         }
         for layer in self.layers:
             heard = layer(states, graph["entry", "window", "entry"].edge_index, centre, before, joined)
@@ -259,7 +267,13 @@ class HeteroReader(nn.Module):
         if self.joined is not None:
             window = self.joined.passages.window(balls[-1].ids, self.before, self.after)
         near, real = self._places(rounds), window != 0
-        h = self.token(window[:, near.start : near.stop]) + self.place[near.start : near.stop]
+        # Beyond the edge of a passage another begins, or the store ends: no node is there.
+        at = (
+            (balls[-1].ids if balls else ids)[:, None]
+            + torch.arange(near.start, near.stop, device=ids.device)
+            - self.before
+        )
+        h = self._begin(window[:, near.start : near.stop], at) + self.place[near.start : near.stop]
         said = []
         for left, module in zip(range(rounds, -1, -1), self.layers, strict=True):
             layer, centre = cast(HeteroAttention, module), h[:, self.before - near.start]
@@ -271,6 +285,13 @@ class HeteroReader(nn.Module):
                 )
                 near, real = after, real if ball is None else real[ball.own]
         return said
+
+    def _begin(self, tokens: Tensor, ids: Tensor) -> Float[Tensor, "... width"]:
+        """What nodes know before they have heard anything."""
+        if self.features is None:
+            return self.token(tokens)
+        found = self.features[ids.clamp(0, len(self.features) - 1).to(self.features.device)]
+        return self.begin(found.to(ids.device, self.begin.weight.dtype))
 
     def _places(self, reach: int) -> range:
         """Places of a window that are so near to the retrieved one."""

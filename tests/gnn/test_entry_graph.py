@@ -155,6 +155,20 @@ def test_hearing_further_entries_once_each_equals_message_passing(score, softmax
     assert_same(results(build(**settings), *retrieved(), *rest), naive)
 
 
+@pytest.mark.parametrize("joined", [None, GRAPH], ids=["windows", "edges"])
+@pytest.mark.parametrize("exclude", [None, EXCLUDE])
+def test_nodes_may_begin_with_states_of_a_trained_model(joined, exclude):
+    features = torch.randn(len(GRAPH.passages), 3, generator=torch.Generator().manual_seed(6))
+    settings = {"n_layers": 3, "joined": joined, "features": features}
+    naive = results(build(amortised=False, **settings), *retrieved(), None, None, exclude)
+    reader = build(**settings)
+    assert_same(results(reader, *retrieved(), None, None, exclude), naive)
+    assert "token.weight" not in reader.state_dict()
+    assert reader.begin.weight.shape == (6, 3)
+    reader.features = features.roll(1, 0)
+    assert not torch.allclose(reader(*retrieved()), build(**settings)(*retrieved()))
+
+
 def test_entries_further_away_are_heard_and_excluded_ones_are_not():
     x, neighbors, window = retrieved()
     without, heard = build(n_layers=3), build(n_layers=3, joined=GRAPH)

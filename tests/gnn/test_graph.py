@@ -36,6 +36,7 @@ def test_graph_holds_what_the_loops_find():
     assert graph.validate(raise_on_error=True)
     assert graph["entry"].token.tolist() == [window[at].item() for at in nodes]
     assert graph["entry"].num_nodes == len(nodes)
+    assert graph["entry"].id.tolist() == [neighbors.ids[b, t, j] + o - 1 for b, t, j, o in nodes]
     assert (graph["entry"].visible_from == 0).all()
     edges = graph["entry", "retrieved", "token"]
     found = zip(
