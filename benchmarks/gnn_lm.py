@@ -4,9 +4,9 @@
     python -m benchmarks.gnn_lm --data ../shared/data/wikitext-2 --json docs/results/gnn_lm_wikitext.json
 
 As the paper has it: a base model is trained; its states, of all text it was trained on, fill a store with the tokens
-that came next; every position looks for its nearest by cosine, in training not in its own document; a graph network over
-what was found (:class:`gnn.HeteroReader`, nodes beginning with the stored states) is trained on the frozen base and
-read out by the base's own head; and either distribution is mixed with that of kNN-LM over the same neighbours, with
+that came next; every position looks for its nearest by cosine, in training not in its own document; a graph network
+over what was found (:class:`gnn.HeteroReader`, nodes beginning with the stored states) is trained on the frozen base
+and read out by the base's own head; and either distribution is mixed with that of kNN-LM over the same neighbours, with
 temperature and weight tuned on validation text. Losses are on test text.
 
 "base, trained longer" is the control: the base on as many tokens as all FLOPs of the graph's pipeline pay for. One
