@@ -194,7 +194,7 @@ ARMS: dict[str, Arm] = {
             ContextSource,
             like="graph",
         ),
-        Arm("retro", _retro, ContextSource, like="knn"),
+        Arm("retro", _retro, ContextSource, settings={"k": 2}, like="knn"),
         Arm("suffix counts", _suffix, SuffixSource, like="knn"),
         Arm("cache", _CACHE, like="dense"),
         Arm("TRIME", _TRIME, like="dense"),
