@@ -257,6 +257,8 @@ class Study:
         """What tuning found for a run, and whether that was found there, elsewhere or not at all."""
         kind = self._regime(arm) if arm.source is None else regime
         for name in (arm.name, arm.like):
+            # Dense was tuned where nothing is stored, whoever takes after it.
+            kind = NO_STORE if name == DENSE else kind
             known = [(w, b) for tuned, where, w, b in self.tuned if (tuned, where) == (name, kind)]
             if known:
                 nearest = min(

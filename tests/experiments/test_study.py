@@ -236,6 +236,17 @@ def test_a_run_says_where_its_settings_came_from_and_is_the_same_run_for_it() ->
     assert all(run.key("a") == replace(run, settings_from="").key("a") for run in study.plan())
 
 
+def test_what_is_like_dense_takes_its_settings_though_it_trains_in_another_regime() -> None:
+    tuned = {("dense", "none", 64, 1e12): {"layers": 1, "batch": 4, "trials": 8}}
+    (run,) = (
+        run
+        for run in _study(arms=("cache",), tuned=tuned).plan()
+        if run.arm == "cache" and run.width == 64 and not run.seed
+    )
+    assert (run.settings["layers"], run.settings["batch"], run.settings["trials"]) == (1, 4, 0)
+    assert run.settings_from == "another arm"
+
+
 def test_best_width_of_a_budget_nobody_tuned_is_that_of_the_nearest() -> None:
     study = _study()
     assert [study.width_at(budget) for budget in (1e11, 4e11, 2e12, 1e15)] == [48, 48, 96, 96]
