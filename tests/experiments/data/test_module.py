@@ -19,6 +19,8 @@ from tests.experiments.data.toy import corpus as toy_corpus
 class Table:
     """Neighbours whose ids are the number of the row."""
 
+    exclude = False
+
     def rows(self, index: Tensor) -> Neighbors:
         ids = index[:, None, None].expand(-1, 8, 3).contiguous()
         return Neighbors(ids.float().negative(), ids, torch.ones_like(ids, dtype=torch.bool))
@@ -166,6 +168,14 @@ def test_evaluation_is_the_same_for_everyone() -> None:
     rows = evaluation_rows(module.corpus.valid, 8, 64)
     np.testing.assert_array_equal(np.concatenate(starts(module.val_dataloader())), rows * 8)
     assert [loader.windows.split.name for loader in module.test_dataloader()] == ["test", "heldout"]
+
+
+def test_a_store_of_the_same_text_has_its_documents_left_out() -> None:
+    table = Table()
+    assert "exclude" not in next(iter(data(neighbors={"train": table}).train_dataloader()))
+    table.exclude = True
+    batch = next(iter(data(neighbors={"train": table}).train_dataloader()))
+    assert torch.equal(batch["exclude"], batch["documents"])
 
 
 def test_moving_to_a_device_takes_the_neighbors_along() -> None:

@@ -81,6 +81,29 @@ def test_more_neighbors_than_the_reader_takes_are_named():
     Transformer(VOCAB, 16, 1, 1, memory={0: more})(batch()["tokens"])
 
 
+def test_a_reader_that_asks_is_told_documents_and_what_to_leave_out():
+    told = {}
+
+    class Asking(torch.nn.Module):
+        before, after = 0, 1
+
+        def __init__(self, d_model, vocab_size):
+            super().__init__()
+
+        def forward(self, x, neighbors, window, documents, exclude=None):
+            told.update(documents=documents, exclude=exclude)
+            return 0 * x
+
+    data = batch()
+    exclude = torch.full_like(data["tokens"], 3)
+    memory = partial(ExternalMemory, source=SOURCE, reader=Asking)
+    net = Transformer(VOCAB, 16, 1, 1, memory={0: memory})
+    context = Context(data["tokens"], data["documents"], exclude=exclude)
+    net.hidden(context)
+    assert torch.equal(told["documents"], context.documents)
+    assert torch.equal(told["exclude"], exclude)
+
+
 def test_it_learns_to_say_what_its_neighbors_said():
     losses = []
     for memory in ({}, {1: partial(ExternalMemory, source=SOURCE, k=1)}):
