@@ -1,12 +1,18 @@
 """Readers of retrieved graphs beside the same network on lists of edges, and node encoders beside plain PyG.
 
     python -m benchmarks.gnn --json docs/results/gnn.json
+    python -m benchmarks.gnn --only graphs --cora FOLDER/cora.npz --json graphs.json
 
 Readers take the neighbours that :class:`retrieval.ContextSource` finds for held-out source code among a million tokens
 of training text: 4 rows of 256 tokens, 16 neighbours. The naive form is the definition: a PyG graph with nodes of its
 own for every neighbour of every token. Both compute the same numbers from the same weights, which is checked first.
 Training is forward and backward. ``GNN-LM's sizes`` are those of its paper (width 1,024, 8 heads, 3 layers, 32
 neighbours, windows of three): FLOPs of a forward pass alone, counted by the ledger.
+
+Node encoders train on Cora (public split) and on a random graph of 100,000 nodes and a million edges, beside the same
+operators of PyG in a plain module: with the propagation matrix cached and, on Cora, features in CSR as well where that
+is possible; on the random graph, lists of edges, PyG's usual form. An epoch is forward, backward and Adam.
+
 Contestants take turns on one thread; figures are medians of CPU time.
 """
 
@@ -16,19 +22,25 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric.nn import GATConv, GCNConv
+from torch_geometric.utils import to_undirected
 
 from benchmarks.retrieval import tokens
+from experiments.data.planetoid import read_planetoid
 from experiments.ledger import Ledger
 from experiments.training import tune_allocator
-from gnn import GraphReader, HeteroReader
+from gnn import GAT, GCN, GraphReader, HeteroReader, adjacency_matrix
+from gnn.encoders.base import drop
 from gnn.layers import HeteroAttention
 from retrieval import ContextSource, Neighbors, Passages
 
@@ -160,7 +172,115 @@ def published(_: int) -> Iterator[dict[str, Any]]:
     yield row("GNN-LM's sizes: forward, store remembered", kept, spent[1], "FLOPs/token", 1, "lists of edges")
 
 
-PARTS = {"readers": readers, "published": published}
+class Plain(nn.Module):
+    """Operators of PyG one after the other, as its examples stack them."""
+
+    def __init__(
+        self, convs: list[nn.Module], activation: Callable[[Tensor], Tensor], dropout: float
+    ) -> None:
+        super().__init__()
+        self.convs, self.activation, self.dropout = nn.ModuleList(convs), activation, dropout
+
+    def forward(self, x: Tensor, graph: Tensor) -> Tensor:
+        """Scores of each node."""
+        for number, conv in enumerate(self.convs):
+            x = self.activation(x) if number else x
+            # The library's, since PyG has no dropout of a CSR matrix; of a dense one it is torch's.
+            x = conv(drop(x, self.dropout, self.training), graph)
+        return x
+
+
+def epoch(network: nn.Module, x: Tensor, graph: Tensor, y: Tensor, trained: Tensor) -> Callable[[], None]:
+    """A training step on the nodes ``trained``."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(network(x, graph)[trained], y[trained]).backward()
+        optimizer.step()
+
+    return train
+
+
+def alike(ours: nn.Module, inputs: tuple[Tensor, Tensor], peers: Mapping[str, tuple[nn.Module, Any]]) -> None:
+    """Give the peers our weights and check that they say the same."""
+    expected = ours.eval()(*inputs)
+    for peer, given in peers.values():
+        peer.load_state_dict(ours.state_dict())
+        torch.testing.assert_close(peer.eval()(*given), expected, rtol=1e-3, atol=1e-4)
+        peer.train()
+    ours.train()
+
+
+def citations(path: Path, repeats: int) -> Iterator[dict[str, Any]]:
+    """Epochs on Cora, beside the fastest of PyG's forms."""
+    data = read_planetoid(path)
+    x, edges, y = data["x"], data["edge_index"], data["y"]
+    dense, n_nodes, trained = x.to_dense(), x.shape[0], data["train_mask"]
+    sizes = x.shape[1], int(y.max()) + 1
+    # The matrix that PyG's ToSparseTensor(layout=torch.sparse_csr) puts in a graph.
+    rows = adjacency_matrix(edges, n_nodes)
+
+    def gcn() -> Plain:
+        convs: list[nn.Module] = [GCNConv(sizes[0], 16, cached=True), GCNConv(16, sizes[1], cached=True)]
+        return Plain(convs, torch.relu, 0.5)
+
+    def gat() -> Plain:
+        last = GATConv(64, sizes[1], concat=False, dropout=0.6)
+        return Plain([GATConv(sizes[0], 8, heads=8, dropout=0.6), last], F.elu, 0.6)
+
+    forms = {
+        "PyG, list of edges": (dense, edges),
+        "PyG, list of edges, CSR x": (x, edges),
+        "PyG, CSR adjacency": (dense, rows),
+        "PyG, CSR adjacency, CSR x": (x, rows),
+    }
+    for name, ours, build in (("GCN", GCN(*sizes), gcn), ("GAT", GAT(*sizes), gat)):
+        graph = ours.matrix(edges, n_nodes)
+        # PyG's GATConv adds loops to a list of edges only.
+        peers = {
+            form: (build(), given) for form, given in forms.items() if name == "GCN" or given[1] is edges
+        }
+        alike(ours, (x, graph), peers)
+        runs = {"ours": epoch(ours, x, graph, y, trained)}
+        runs |= {form: epoch(peer, *given, y, trained) for form, (peer, given) in peers.items()}
+        seconds = race(runs, repeats)
+        mine = seconds.pop("ours")
+        for form, theirs in sorted(seconds.items(), key=itemgetter(1)):
+            yield row(f"{name} on Cora: an epoch", 1 / mine, 1 / theirs, "epochs/s", repeats, form)
+
+
+def large(repeats: int) -> Iterator[dict[str, Any]]:
+    """Epochs on a random graph of 100,000 nodes and a million edges."""
+    nodes, links, features, width, classes = 100_000, 1_000_000, 128, 128, 40
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, nodes, (2, links // 2), generator=generator)
+    edges = to_undirected(drawn[:, drawn[0] != drawn[1]], num_nodes=nodes)
+    x, y = torch.randn(nodes, features, generator=generator), torch.randint(0, classes, (nodes,))
+    ours = GCN(features, classes, hidden=width)
+    convs: list[nn.Module] = [GCNConv(features, width, cached=True), GCNConv(width, classes, cached=True)]
+    peer, graph, every = Plain(convs, torch.relu, 0.5), ours.matrix(edges, nodes), torch.ones_like(y).bool()
+    alike(ours, (x, graph), {"peer": (peer, (x, edges))})
+    runs = {"ours": epoch(ours, x, graph, y, every), "peer": epoch(peer, x, edges, y, every)}
+    seconds = race(runs, repeats)
+    case = f"GCN, {nodes:,} nodes, {edges.shape[1]:,} edges: an epoch"
+    yield row(
+        case, 1 / seconds["ours"], 1 / seconds["peer"], "epochs/s", repeats, "PyG, list of edges, cached"
+    )
+
+
+def graphs(repeats: int, cora: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Training of node encoders; Cora where its file is given."""
+    if cora is not None:
+        yield from citations(cora, repeats)
+    yield from large(min(repeats, 5))
+
+
+PARTS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "readers": readers,
+    "published": published,
+    "graphs": graphs,
+}
 
 
 def main() -> None:
@@ -170,6 +290,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--only", choices=PARTS, help="one part")
+    parser.add_argument("--cora", type=Path, metavar="FILE", help="cora.npz, for epochs on it")
     parser.add_argument("--repeats", type=int, default=9, help="turns of each contestant (default 9)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -177,7 +298,8 @@ def main() -> None:
     results = []
     for name, part in PARTS.items():
         if arguments.only in (None, name):
-            for result in part(arguments.repeats):
+            options = {"cora": arguments.cora} if part is graphs else {}
+            for result in part(arguments.repeats, **options):
                 results.append(result)
                 if arguments.json:
                     arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

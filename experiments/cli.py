@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from experiments.commands import bill, compare, corpus, fit, report, store, sweep, tune
+from experiments.commands import bill, compare, corpus, fit, graphs, report, store, sweep, tune
 
 DEBUG = "MNEMOGRAPH_DEBUG"
 COMMANDS = {
@@ -26,6 +26,7 @@ COMMANDS = {
     "fit": fit,
     "sweep": sweep,
     "store": store,
+    "graphs": graphs,
 }
 OURS = {"experiments", "gnn", "mann", "retrieval"}
 WELCOME = """\

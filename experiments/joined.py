@@ -61,9 +61,9 @@ def edges_of(source: Source) -> EntryGraph:
     Raises:
         TypeError: If it is another kind of source.
     """
-    found = source.built_yet if isinstance(source, LazySource) else source
-    if found is None:
+    if isinstance(source, LazySource) and source.built_yet is None:
         return _PlannedEdges(source)
+    found = source.built if isinstance(source, LazySource) else source
     if not isinstance(found, JoinedSource):
         raise TypeError(f"{type(found).__name__} has no edges between entries: use JoinedSource")
     return found.edges

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnn.adjacency import adjacency_matrix, normalized_adjacency
-    from gnn.data import GraphDataModule, LinkDataModule, NodeDataModule
+    from gnn.data import GraphDataModule, LinkDataModule, NodeDataModule, RowDataModule
     from gnn.encoders import (
         APPNP,
         GAT,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         MLP,
         SAGE,
         SGC,
+        SIGN,
         Exphormer,
         GATv2,
         GraphEncoder,
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     from gnn.graph import neighbor_graph
     from gnn.hetero_reader import HeteroReader
     from gnn.leaks import LeakError, assert_blind, assert_causal, assert_incremental, assert_prefix_invariant
-    from gnn.modules import GraphModule, LinkModule, NodeModule
+    from gnn.memory_classifier import MemoryGraphClassifier
+    from gnn.modules import Distillation, GraphModule, LinkModule, NodeModule, observed, soft_targets
     from gnn.reader import GraphReader
     from gnn.selection import Selection
+    from gnn.smoothing import Smoothed, smoothed
     from gnn.splits import Split, fold_split, per_class_split, random_split
 
 __all__ = [
@@ -47,7 +50,9 @@ __all__ = [
     "MLP",
     "SAGE",
     "SGC",
+    "SIGN",
     "AddExpander",
+    "Distillation",
     "EntryGraph",
     "Exphormer",
     "GATv2",
@@ -60,11 +65,14 @@ __all__ = [
     "LeakError",
     "LinkDataModule",
     "LinkModule",
+    "MemoryGraphClassifier",
     "NodeDataModule",
     "NodeEncoder",
     "NodeModule",
+    "RowDataModule",
     "SGFormer",
     "Selection",
+    "Smoothed",
     "Split",
     "TunedGNN",
     "adjacency_matrix",
@@ -75,8 +83,11 @@ __all__ = [
     "fold_split",
     "neighbor_graph",
     "normalized_adjacency",
+    "observed",
     "per_class_split",
     "random_split",
+    "smoothed",
+    "soft_targets",
 ]
 
 _ENCODERS = (
@@ -89,6 +100,7 @@ _ENCODERS = (
         "MLP",
         "SAGE",
         "SGC",
+        "SIGN",
         "Exphormer",
         "GATv2",
         "GraphEncoder",
@@ -96,6 +108,8 @@ _ENCODERS = (
     ),
     *("SGFormer", "TunedGNN"),
 )
+_MODULES = ("Distillation", "GraphModule", "LinkModule", "NodeModule", "observed", "soft_targets")
+_DATA = ("GraphDataModule", "LinkDataModule", "NodeDataModule", "RowDataModule")
 _LEAKS = ("LeakError", "assert_blind", "assert_causal", "assert_incremental", "assert_prefix_invariant")
 
 
@@ -106,11 +120,14 @@ def __getattr__(name: str) -> Any:
         "HeteroReader": "gnn.hetero_reader",
         "AddExpander": "gnn.expander",
         "LaplacianEigenvectors": "gnn.encodings",
+        "MemoryGraphClassifier": "gnn.memory_classifier",
         "Selection": "gnn.selection",
+        "Smoothed": "gnn.smoothing",
         "neighbor_graph": "gnn.graph",
+        "smoothed": "gnn.smoothing",
         **dict.fromkeys(_ENCODERS, "gnn.encoders"),
-        **dict.fromkeys(("GraphModule", "LinkModule", "NodeModule"), "gnn.modules"),
-        **dict.fromkeys(("GraphDataModule", "LinkDataModule", "NodeDataModule"), "gnn.data"),
+        **dict.fromkeys(_MODULES, "gnn.modules"),
+        **dict.fromkeys(_DATA, "gnn.data"),
         **dict.fromkeys(("Split", "fold_split", "per_class_split", "random_split"), "gnn.splits"),
         **dict.fromkeys(("adjacency_matrix", "normalized_adjacency"), "gnn.adjacency"),
         **dict.fromkeys(_LEAKS, "gnn.leaks"),

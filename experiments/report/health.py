@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.frontier.cells import Table, budget_key
@@ -26,7 +26,7 @@ def health(results: Table) -> Markup:
     return join([_tables(results), _gates(results)])
 
 
-def _cells(results: Table) -> Iterator[tuple[list[str], dict[str, Any]]]:
+def _cells(results: Table) -> Iterator[tuple[list[str], Mapping[str, Any]]]:
     """Name and budget, and the first row, of what was trained."""
     for cell in (cell for name in results.names for cell in results.of(name) if not cell.derived):
         yield [cell.name, budget_key(cell.budget)], cell.runs[0]

@@ -13,6 +13,7 @@ from gnn.encoders.mlp import MLP
 from gnn.encoders.sage import SAGE
 from gnn.encoders.sgc import SGC
 from gnn.encoders.sgformer import SGFormer
+from gnn.encoders.sign import SIGN
 from gnn.encoders.tuned import TunedGNN
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MLP",
     "SAGE",
     "SGC",
+    "SIGN",
     "Encoder",
     "Exphormer",
     "GATv2",

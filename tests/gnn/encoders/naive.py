@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnn.encoders import APPNP, GAT, GCN, GIN, GPS, MLP, SAGE, SGC, Exphormer, GATv2, SGFormer, TunedGNN
+from gnn.encoders import APPNP, GAT, GCN, GIN, GPS, MLP, SAGE, SGC, SIGN, Exphormer, GATv2, SGFormer, TunedGNN
 
 
 def smoothing(a: Tensor) -> Tensor:
@@ -34,6 +34,21 @@ def gcn(encoder: GCN, x: Tensor, a: Tensor) -> Tensor:
 
 def sgc(encoder: SGC, x: Tensor, a: Tensor) -> Tensor:
     return torch.matrix_power(smoothing(a), encoder.hops) @ x @ encoder.convs[0].weight.T + encoder.bias
+
+
+def sign(encoder: SIGN, x: Tensor, a: Tensor) -> Tensor:
+    (maps,) = encoder.convs
+    joined = torch.cat(
+        [
+            torch.matrix_power(smoothing(a), hop) @ x @ linear.weight.T + linear.bias
+            for hop, linear in enumerate(maps)
+        ],
+        dim=1,
+    )
+    y = torch.where(joined > 0, joined, encoder.joined.weight * joined)
+    for number, layer in enumerate(encoder.layers):
+        y = (y.relu() if number else y) @ layer.weight.T + layer.bias
+    return y
 
 
 def appnp(encoder: APPNP, x: Tensor, a: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import TypeCheckError
 from torch_geometric.nn import SGConv
 from torch_geometric.nn.conv import appnp
 
-from gnn.encoders import APPNP, GAT, GCN, GIN, GPS, MLP, SAGE, SGC, Exphormer, GATv2, SGFormer, TunedGNN
+from gnn.encoders import APPNP, GAT, GCN, GIN, GPS, MLP, SAGE, SGC, SIGN, Exphormer, GATv2, SGFormer, TunedGNN
 from tests.gnn.encoders import naive
 from tests.gnn.graphs import dense, random_graph, scattered
 
@@ -19,6 +19,7 @@ CASES = {
     "MLP": (MLP, naive.mlp),
     "SGC": (SGC, naive.sgc),
     "SGC without hops": (partial(SGC, hops=0), naive.sgc),
+    "SIGN": (partial(SIGN, hidden=4, n_layers=2), naive.sign),
     "GCN": (partial(GCN, n_layers=3), naive.gcn),
     "GCN of one layer": (partial(GCN, n_layers=1), naive.gcn),
     "GAT": (partial(GAT, hidden=2, heads=3, out_heads=2, n_layers=3), naive.gat),
@@ -147,6 +148,7 @@ def test_appnp_drops_other_edges_in_each_round():
         (lambda: GCN(3, 2, n_layers=0), "n_layers"),
         (lambda: GCN(3, 2, dropout=1.0), "dropout"),
         (lambda: SGC(3, 2, hops=-1), "hops"),
+        (lambda: SIGN(3, 2, hops=-1), "hops"),
         (lambda: APPNP(3, 2, alpha=1.5), "alpha"),
         (lambda: GAT(3, 2, n_layers=0), "n_layers"),
         (lambda: GIN(3, 2, norm="graph"), "norm"),

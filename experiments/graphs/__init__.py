@@ -1,0 +1,1 @@
+"""Published results on graphs, run again with everything counted: what is run, one run, its control, the tables."""
