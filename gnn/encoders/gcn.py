@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch_geometric.nn import GCNConv
-
 from gnn.encoders.base import NodeEncoder
+from gnn.layers.gcn_conv import GCNConv
 
 __all__ = ["GCN"]
 
