@@ -12,7 +12,7 @@ from torch_geometric.data import HeteroData
 from gnn.entry_graph import EntryGraph
 from retrieval.neighbors import Neighbors
 
-__all__ = ["Edges", "neighbor_graph", "real_nodes", "window_sources"]
+__all__ = ["Edges", "check_inputs", "neighbor_graph", "real_nodes", "window_sources"]
 
 Edges = Literal["window", "none", "shuffled"]
 
@@ -51,6 +51,35 @@ def real_nodes(
         time = torch.arange(mask.shape[1], device=mask.device).view(1, -1, 1)
         mask = mask & (visible_from <= time)
     return mask.unsqueeze(-1) & (window != 0)
+
+
+def check_inputs(
+    x: Tensor, neighbors: Neighbors, window: Tensor, *, d_model: int, before: int, after: int
+) -> None:
+    """Refuse what does not belong to a reader.
+
+    Args:
+        x: States of tokens.
+        neighbors: What the search returned.
+        window: Tokens around each neighbour.
+        d_model: Width the reader was built for.
+        before: Tokens it reads before the retrieved position.
+        after: Tokens it reads after it.
+
+    Raises:
+        ValueError: If shapes do not belong together.
+    """
+    if x.shape[-1] != d_model:
+        raise ValueError(f"x is {x.shape[-1]} wide, this reader was built with d_model={d_model}")
+    if window.shape[-1] != before + 1 + after:
+        raise ValueError(
+            f"window holds {window.shape[-1]} tokens, this reader reads {before + 1 + after}; "
+            f"pass passages.window(neighbors.ids, before={before}, after={after})"
+        )
+    if neighbors.mask.shape[:-1] != x.shape[:-1]:
+        raise ValueError(
+            f"neighbours of {tuple(neighbors.mask.shape[:-1])} places for x of {tuple(x.shape[:-1])}"
+        )
 
 
 def window_sources(

@@ -13,7 +13,7 @@ from torch_geometric.data import HeteroData
 
 from gnn.entry_graph import EntryGraph
 from gnn.entry_tower import balls_around, hear_beside, place_in
-from gnn.graph import neighbor_graph, real_nodes
+from gnn.graph import check_inputs, neighbor_graph, real_nodes
 from gnn.layers.hetero_attention import INTER, INTRA, HeteroAttention
 from retrieval.neighbors import Neighbors
 
@@ -143,18 +143,7 @@ class HeteroReader(nn.Module):
             exclude: Label of the stored document that each token must not be told of along the edges between entries,
                 -1 for none: in training, of its own.
         """
-        w = self.before + 1 + self.after
-        if x.shape[-1] != self.d_model:
-            raise ValueError(f"x is {x.shape[-1]} wide, this reader was built with d_model={self.d_model}")
-        if window.shape[-1] != w:
-            raise ValueError(
-                f"window holds {window.shape[-1]} tokens, this reader reads {w}; "
-                f"pass passages.window(neighbors.ids, before={self.before}, after={self.after})"
-            )
-        if neighbors.mask.shape[:-1] != x.shape[:-1]:
-            raise ValueError(
-                f"neighbours of {tuple(neighbors.mask.shape[:-1])} places for x of {tuple(x.shape[:-1])}"
-            )
+        check_inputs(x, neighbors, window, d_model=self.d_model, before=self.before, after=self.after)
         if self.joined is not None and visible_from is not None:
             raise ValueError(
                 "edges between entries of a store that holds the running text lead ahead: use visible_from or joined"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gnn.graph import Edges, neighbor_graph, real_nodes, window_sources
+from gnn.graph import Edges, check_inputs, neighbor_graph, real_nodes, window_sources
 from gnn.layers import EntryAttention, WindowConv
 from retrieval.neighbors import Neighbors
 from retrieval.rows import sum_rows
@@ -103,18 +103,7 @@ class GraphReader(nn.Module):
         visible_from: Int[Tensor, "batch time k"] | None = None,
     ) -> Float[Tensor, "batch time width"]:
         """The update to add to ``x``; ``visible_from`` as in :func:`~gnn.neighbor_graph`."""
-        w = self.before + 1 + self.after
-        if x.shape[-1] != self.d_model:
-            raise ValueError(f"x is {x.shape[-1]} wide, this reader was built with d_model={self.d_model}")
-        if window.shape[-1] != w:
-            raise ValueError(
-                f"window holds {window.shape[-1]} tokens, this reader reads {w}; "
-                f"pass passages.window(neighbors.ids, before={self.before}, after={self.after})"
-            )
-        if neighbors.mask.shape[:-1] != x.shape[:-1]:
-            raise ValueError(
-                f"neighbours of {tuple(neighbors.mask.shape[:-1])} places for x of {tuple(x.shape[:-1])}"
-            )
+        check_inputs(x, neighbors, window, d_model=self.d_model, before=self.before, after=self.after)
         read = self._grid if self.fused else self._edge_list
         return read(x.flatten(0, 1), neighbors, window, visible_from).view(x.shape)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-import lightning as L
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from mann.watching import WatchingCallback
 
 __all__ = ["Gate", "GateCallback", "GateHistogram", "watch_gates"]
 
@@ -116,7 +117,7 @@ def _count(
     found.setdefault(name, GateHistogram(bins)).update(opened)
 
 
-class GateCallback(L.Callback):
+class GateCallback(WatchingCallback):
     """Logs how far a model's gates are open in training: ``gates/NAME/mean``, ``shut`` and ``open``.
 
     ``gates`` has the histograms since the last log.
@@ -128,37 +129,13 @@ class GateCallback(L.Callback):
         ValueError: If ``every`` is not at least 1.
     """
 
-    def __init__(self, every: int = 100) -> None:
-        if every < 1:
-            raise ValueError(f"every={every}: give the number of steps between two logs")
-        self.every = every
-        self.gates: dict[str, GateHistogram] = {}
-        self._watching: Any = None
+    prefix, told = "gates", ("mean", "shut", "open")
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Begin to count."""
-        self._watching = watch_gates(module)
-        self.gates = self._watching.__enter__()
+    @property
+    def gates(self) -> dict[str, GateHistogram]:
+        """What was counted since the last log."""
+        return cast("dict[str, GateHistogram]", self.counted)
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        """Log and begin anew, every so many steps."""
-        if (trainer.global_step + 1) % self.every:
-            return
-        for name, gate in self.gates.items():
-            told = gate.result()
-            for what in ("mean", "shut", "open"):
-                module.log(f"gates/{name}/{what}", told[what], batch_size=1)
-            gate.reset()
-
-    def on_train_end(self, *_: Any) -> None:
-        """Count no more."""
-        self._stop()
-
-    def on_exception(self, *_: Any) -> None:
-        """As at the end."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._watching is not None:
-            self._watching.__exit__(None, None, None)
-            self._watching = None
+    def watch(self, model: nn.Module) -> AbstractContextManager[dict[str, GateHistogram]]:
+        """As :func:`watch_gates` counts."""
+        return watch_gates(model)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-import lightning as L
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from mann.host_table import HostTable
 from mann.optim import parameter_roles
 from mann.product_keys import ProductKeys
+from mann.watching import WatchingCallback
 
 __all__ = ["TableHealth", "TableHealthCallback", "watch_tables"]
 
@@ -137,7 +137,7 @@ def _count(
     found.setdefault(name, TableHealth(n_rows)).update(rows)
 
 
-class TableHealthCallback(L.Callback):
+class TableHealthCallback(WatchingCallback):
     """Logs how a model's tables are used in training: ``tables/NAME/used``, ``kl_to_uniform``, ``top_percent``.
 
     Counting takes a pass over the row numbers of a step, which is little beside reading the rows.
@@ -149,37 +149,13 @@ class TableHealthCallback(L.Callback):
         ValueError: If ``every`` is not at least 1.
     """
 
-    def __init__(self, every: int = 100) -> None:
-        if every < 1:
-            raise ValueError(f"every={every}: give the number of steps between two logs")
-        self.every = every
-        self.tables: dict[str, TableHealth] = {}
-        self._watching: Any = None
+    prefix, told = "tables", ("used", "kl_to_uniform", "top_percent")
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Begin to count."""
-        self._watching = watch_tables(module)
-        self.tables = self._watching.__enter__()
+    @property
+    def tables(self) -> dict[str, TableHealth]:
+        """What was counted since the last log."""
+        return cast("dict[str, TableHealth]", self.counted)
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        """Log and begin anew, every so many steps."""
-        if (trainer.global_step + 1) % self.every:
-            return
-        for name, table in self.tables.items():
-            told = table.result()
-            for what in ("used", "kl_to_uniform", "top_percent"):
-                module.log(f"tables/{name}/{what}", told[what], batch_size=1)
-            table.reset()
-
-    def on_train_end(self, *_: Any) -> None:
-        """Count no more."""
-        self._stop()
-
-    def on_exception(self, *_: Any) -> None:
-        """As at the end."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._watching is not None:
-            self._watching.__exit__(None, None, None)
-            self._watching = None
+    def watch(self, model: nn.Module) -> AbstractContextManager[dict[str, TableHealth]]:
+        """As :func:`watch_tables` counts."""
+        return watch_tables(model)
