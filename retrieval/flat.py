@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.exact import Metric
+from retrieval.halves import Halves
 from retrieval.ordering import NOTHING, in_order, unpacked, words
 from retrieval.rounding import LARGEST, largest_rounding, lengths, rounding
 from retrieval.runtime import faiss, faiss_settings
@@ -20,7 +21,7 @@ __all__ = ["FlatSearch", "margin", "settle"]
 _RESULTS = 1 << 22
 # From so many queries up FAISS multiplies matrices: on one core that wins. Fewer are compared one pair at a time.
 _PRODUCT = 4
-_FEW = np.arange(_PRODUCT - 1)[:, None]
+_FEW = np.arange(8)[:, None]
 # Of few queries each list is a heap. One more entry shows a tie, where another search is cheaper than a longer list.
 _SMALL, _TIED = 1 << 14, 16
 # In a store of so many entries ties are many, and lists of so many are faster sorted now and then than kept as a heap.
@@ -129,7 +130,8 @@ def _best(
 class FlatSearch:
     """Searches of one flat FAISS index that :func:`settle` makes exact.
 
-    Scores are larger for nearer entries.
+    Scores are larger for nearer entries. A large store is searched through a copy in bfloat16
+    (:mod:`retrieval.halves`), which takes half as much memory again.
 
     Args:
         index: Its vectors are what is stored.
@@ -143,6 +145,7 @@ class FlatSearch:
         self._seen = 0
         self._longest = 0.0
         self._asked: tuple[tuple[int, int, int], Work] | None = None
+        self._halves = Halves(index) if Halves.fit(index) else None
 
     def __call__(self, x: np.ndarray, k: int, more: int | None = None) -> tuple[np.ndarray, np.ndarray, Work]:
         """Scores and ids of the ``k`` nearest, at most as many as are stored, in order; and what it took.
@@ -154,13 +157,23 @@ class FlatSearch:
         """
         n, stored = len(x), self.index.ntotal
         k = min(k, stored)
+        halves = self._halves
+        if halves is not None and (way := halves.way(n, k)) != "none":
+            halves.grow()
+            if way == "scan":
+                return self._scanned(halves, x, k, stored)
+            return _joined([self._multiplied(halves, part, k) for part in halves.blocks(x)])
+        return self._plain(x, k, more)
+
+    def _plain(self, x: np.ndarray, k: int, more: int | None = None) -> tuple[np.ndarray, np.ndarray, Work]:
+        """The same by FAISS alone."""
+        n, stored = len(x), self.index.ntotal
         if n < _PRODUCT:
             return self._few(x, k, stored)
         length = min(stored, k + (margin(k, stored) if more is None else more))
         if n * length > _RESULTS:
-            parts = [self(x[i : i + _RESULTS // length], k, more) for i in range(0, n, _RESULTS // length)]
-            scores, ids, works = zip(*parts, strict=True)
-            return np.concatenate(scores), np.concatenate(ids), sum(works, Work())
+            size = _RESULTS // length
+            return _joined([self._plain(x[i : i + size], k, more) for i in range(0, n, size)])
         first = scores, ids, last = self._shortlist(x, length)
         # These are in the order of their approximate scores; the k-th best is no worse than the worst of the first k.
         gap = (scores[:, :k].min(1) - last).min()
@@ -174,6 +187,51 @@ class FlatSearch:
             np.ascontiguousarray(ids[:, :k]),
             self._work(n, length, stored),
         )
+
+    def _scanned(
+        self, halves: Halves, x: np.ndarray, k: int, stored: int
+    ) -> tuple[np.ndarray, np.ndarray, Work]:
+        """The same for few queries by entries in half the bits, of which a shortlist is compared again."""
+        n, pair, length = len(x), self._pair, k + margin(k, stored)
+        most, ids = halves.scan(x, length)
+        scores = self._exact(x, np.empty((n, length), np.float32), ids)
+        work = Work(
+            pair.flops * n * (stored + length),
+            pair.bytes_read * n * (1 + length) + pair.bytes_read // 2 * stored,
+            0,
+            pair.bytes_read * n * length,
+        )
+        best = _FEW[:n], np.lexsort((ids, -scores))[:, :k]
+        scores, ids = scores[best], ids[best]
+        # So it is a number, too: nothing is less than what is none.
+        if all(last > bound for last, bound in zip(scores[:, -1].tolist(), most, strict=True)):
+            return scores, ids, work
+        scores, ids, again = self._plain(x, k)
+        return scores, ids, work + again
+
+    def _multiplied(self, halves: Halves, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
+        """The same for many queries by a product of halves, of which whatever may be wanted is compared again."""
+        n, stored = len(x), self.index.ntotal
+        ids, lost = halves.products(x, k)
+        if lost.all():
+            found, best, work = self._plain(x, k)
+            return found, best, work + self._work(n, 0, stored)
+        scores = self._exact(x, np.empty(ids.shape, np.float32), ids)
+        packed = words(scores, ids)
+        packed[ids < 0] = NOTHING
+        if ids.shape[1] > 8 * k:
+            packed = np.partition(packed, k - 1)[:, :k]
+        packed.sort(axis=1)
+        scores, best = unpacked(packed[:, :k])
+        # What is billed is what a list of the usual length takes, and what was listed beyond.
+        length = k + margin(k, stored)
+        work = self._work(n, length, stored)
+        if (beyond := int((ids >= 0).sum()) - n * length) > 0:
+            work += Work(self._pair.flops * beyond, (read := self._pair.bytes_read * beyond), 0, read)
+        if lost.any():
+            scores[lost], best[lost], again = self._plain(x[lost], k)
+            work += again
+        return scores, best, work
 
     def _few(self, x: np.ndarray, k: int, stored: int) -> tuple[np.ndarray, np.ndarray, Work]:
         """The same for queries that FAISS compares one pair at a time: its scores are exact."""
@@ -276,3 +334,11 @@ class FlatSearch:
             rows = keys[begin * index.d : (begin + n) * index.d].reshape(n, index.d)
             self._longest, self._seen = max(self._longest, float(lengths(rows).max())), begin + n
         return self._longest
+
+
+def _joined(parts: list[tuple[np.ndarray, np.ndarray, Work]]) -> tuple[np.ndarray, np.ndarray, Work]:
+    """Results for queries in several parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    scores, ids, works = zip(*parts, strict=True)
+    return np.concatenate(scores), np.concatenate(ids), sum(works, Work())

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from retrieval.exact import Metric
 
-__all__ = ["LARGEST", "largest_rounding", "lengths", "rounding"]
+__all__ = ["LARGEST", "largest_rounding", "lengths", "most_of", "rounding"]
 
 # Twice the unit roundoff of float32: each of the two scores may be off to its own side.
 _TWICE = 2.0**-23
@@ -58,5 +58,9 @@ def largest_rounding(x: Float[np.ndarray, "n d"], keys: float, metric: Metric) -
     """
     d = x.shape[1]
     query = math.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64).max())
-    size = query * keys if metric == "ip" else (query + keys) ** 2
+    return most_of(query * keys if metric == "ip" else (query + keys) ** 2, d)
+
+
+def most_of(size: float, d: int) -> float:
+    """The most by which two ways of adding up ``d`` products differ, whose absolute values have that sum at most."""
     return _TWICE * (d + 4) * size + d * _LOST if size < LARGEST else math.inf
