@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SparseAdam
 from torch.utils.hooks import RemovableHandle
 
+from mann.adam_rows import CACHED, adam_rows
 from mann.norm import sum_dtype
 from retrieval.rows import gradient_rows
 
@@ -28,8 +29,6 @@ Rows = Int[Tensor, " rows"]
 Values = Float[Tensor, "rows width"]
 # What is left of a momentum after so many steps that no more of it can be seen.
 SPENT = 2.0**-40
-# Bytes of rows that stay in a CPU's cache while they are changed.
-CACHED = 1 << 18
 # Rows that are brought up to date at once where all are.
 PIECE = 1 << 16
 
@@ -129,19 +128,20 @@ class RowAdam(_RowOptimizer):
 
     def _update(self, table: Tensor, rows: Rows, values: Values, group: dict[str, Any]) -> None:
         state = self.state[table]
-        beta1, beta2 = group["betas"]
-        step = torch.tensor(float(state["step"]), device=table.device)
-        settings = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "weight_decay": 0.0}
-        settings |= {"amsgrad": False, "maximize": False}
-        # Fused Adam corrects the second moment before it adds epsilon, this one after.
-        eps = group["eps"] / (1 - beta2 ** state["step"]) ** 0.5
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        settings = {name: group[name] for name in ("lr", "betas", "eps")} | {"step": state["step"]}
+        if table.dtype == values.dtype:
+            adam_rows(table, mean, square, rows, values, **settings)
+            return
+        # Rounding by chance is no part of the operator.
         size = max(1, CACHED // (values.element_size() * table.shape[1]))
         for here, grad in zip(rows.split(size), values.split(size), strict=True):
             weights = table.index_select(0, here).to(grad.dtype)
-            mean, square = state["exp_avg"].index_select(0, here), state["exp_avg_sq"].index_select(0, here)
-            torch._fused_adam_([weights], [grad], [mean], [square], [], [step], eps=eps, **settings)
-            state["exp_avg"].index_copy_(0, here, mean)
-            state["exp_avg_sq"].index_copy_(0, here, square)
+            new_mean, new_square = mean.index_select(0, here), square.index_select(0, here)
+            every = torch.arange(len(here), device=here.device)
+            adam_rows(weights, new_mean, new_square, every, grad, **settings)
+            mean.index_copy_(0, here, new_mean)
+            square.index_copy_(0, here, new_square)
             _write(table, here, weights, state["step"])
 
 
