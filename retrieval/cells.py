@@ -11,6 +11,7 @@ from jaxtyping import Int, UInt8
 from retrieval.encoder import ContextEncoder
 from retrieval.ordering import ID, words
 from retrieval.runtime import threads
+from retrieval.shortlist import ragged
 
 __all__ = ["Cells"]
 
@@ -142,7 +143,7 @@ class Cells:
         """The first of the given cells that hold anything, up to ``scan`` entries; -1 behind them."""
         held = self._held[cells]
         visit = (held > 0) & (np.cumsum(held, axis=1) - held < scan)
-        return _ragged(np.nonzero(visit)[0], cells[visit], len(cells))
+        return ragged(visit.sum(1), cells[visit])
 
     def lists(
         self, cells: Int[np.ndarray, "n m"], context: Int[np.ndarray, "n four"], scan: int
@@ -165,12 +166,4 @@ class Cells:
         seen = np.cumsum(size) - size
         seen -= seen[np.searchsorted(row, row)]
         visit = (size > 0) & (seen < scan)
-        return _ragged(row[visit], number[visit], len(cells))
-
-
-def _ragged(row: Int[np.ndarray, " m"], value: Int[np.ndarray, " m"], n: int) -> Int[np.ndarray, "n l"]:
-    """Values of ``n`` rows, row after row, side by side; -1 where a row has no more."""
-    count = np.bincount(row, minlength=n)
-    found = np.full((n, max(1, int(count.max(initial=0)))), -1, np.int64)
-    found[np.arange(found.shape[1]) < count[:, None]] = value
-    return found
+        return ragged(np.bincount(row[visit], minlength=len(cells)), number[visit])

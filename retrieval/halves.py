@@ -253,7 +253,7 @@ class _Choice:
         """Raise the bound by what was listed last."""
         row, _, value = self._found[-1]
         if len(row):
-            values = ragged(row, value, len(self._best), int(LOWEST))
+            values = ragged(np.bincount(row, minlength=len(self._best)), value, int(LOWEST))
             more = values.shape[1]
             self._best = np.partition(np.concatenate([self._best, values], 1), more, axis=1)[:, more:]
             self._raise(self._best[:, 0])
@@ -274,6 +274,6 @@ class _Choice:
             kept = np.flatnonzero(value >= self._floor[row])
             kept = kept[np.argsort(row[kept].astype(np.int16), kind="stable")]
             row, entry = row[kept], entry[kept]
-        ids = ragged(row, entry, len(self._floor), -1)
+        ids = ragged(np.bincount(row, minlength=len(self._floor)), entry)
         rest = np.broadcast_to(np.array(more, np.int64), (len(ids), len(more)))
         return np.ascontiguousarray(np.concatenate([ids, rest], 1)), self._lost

@@ -30,6 +30,8 @@ def unpacked(
     bits = ~(found >> 32).astype(np.int32)
     scores = (bits ^ ((bits >> 31) & np.int32(2**31 - 1))).view(np.float32)
     nothing = found == NOTHING
+    if not nothing.any():
+        return scores, found & ID
     return np.where(nothing, -np.inf, scores), np.where(nothing, -1, found & ID)
 
 

@@ -77,18 +77,20 @@ def kth_largest(values: np.ndarray, k: int) -> np.ndarray:
 def float_floor(kth: Float[np.ndarray, " n"], error: np.ndarray) -> Float[np.ndarray, " n"]:
     """The least score of an entry that may be one of the ``k`` best, of which one has that score."""
     with np.errstate(invalid="ignore"):
-        bound = np.nan_to_num(kth - 2 * error.astype(np.float64), nan=_LOWEST_FLOAT)
-    # No score is minus infinity: such a slot is empty.
-    return np.clip(bound, _LOWEST_FLOAT, -_LOWEST_FLOAT).astype(np.float32)
+        bound = kth - 2 * error.astype(np.float64)
+    # No score is minus infinity: such a slot is empty. What is no number is less than everything.
+    return np.fmin(np.fmax(bound, _LOWEST_FLOAT), -_LOWEST_FLOAT).astype(np.float32)
 
 
 def half_floor(kth: Int[np.ndarray, " n"], error: np.ndarray) -> Int[np.ndarray, " n"]:
     """The same for the bits of numbers that were rounded to bfloat16, made monotone."""
-    score = torch.from_numpy(turned(kth)).view(torch.bfloat16).float().numpy().astype(np.float64)
-    # What the k best are at least, less what one of them may have lost. Rounding keeps the order.
-    floor = torch.from_numpy(float_floor(score - _HALF_UNIT * np.abs(score), error)).to(torch.bfloat16)
+    score = (turned(kth).astype(np.int32) << 16).view(np.float32).astype(np.float64)
+    # What the k best are at least, less what one of them may have lost.
+    bits = float_floor(score - _HALF_UNIT * np.abs(score), error).view(np.int32)
+    # The upper half, in the order of whole numbers: what is cut off only lowers it.
+    floor = ((bits ^ ((bits >> 31) & np.int32(2**31 - 1))) >> 16).astype(np.int16)
     # One less, for a zero that is negative, or a number that was cut instead of rounded.
-    return np.maximum(turned(floor.view(torch.int16).numpy()), _LEAST) - np.int16(1)
+    return np.maximum(floor, _LEAST) - np.int16(1)
 
 
 def turned(bits: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -100,15 +102,17 @@ def turned(bits: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 _LEAST = turned(np.array([-0x80], np.int16))[0] + np.int16(2)
 
 
-def ragged(row: Int[np.ndarray, " m"], value: np.ndarray, n: int, fill: int) -> np.ndarray:
-    """Values of ``n`` rows, row after row, side by side, and ``fill`` behind them.
+def ragged(counts: Int[np.ndarray, " n"], values: np.ndarray, fill: int = -1) -> np.ndarray:
+    """Values of rows, row after row, side by side, and ``fill`` behind them.
+
+    Args:
+        counts: How many each row has.
+        values: All of them.
+        fill: What stands where a row has no more.
 
     Shapes:
-        value: ``[m]``, result: ``[n, c]``, of as many columns as the longest row needs, at least one
+        values: ``[m]``, result: ``[n, c]``, of as many columns as the longest row needs, at least one
     """
-    counts = np.bincount(row, minlength=n)
-    found = np.full((n, max(1, int(counts.max(initial=0)))), fill, value.dtype)
-    # Where the j-th value of row i is in one long row, less where its row begins among all values.
-    shift = np.arange(n) * found.shape[1] - (counts.cumsum() - counts)
-    found.ravel()[np.arange(len(value)) + shift[row]] = value
+    found = np.full((len(counts), max(1, int(counts.max(initial=0)))), fill, values.dtype)
+    found[np.arange(found.shape[1]) < counts[:, None]] = values
     return found

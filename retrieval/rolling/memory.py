@@ -16,7 +16,7 @@ from retrieval.neighbors import Neighbors
 from retrieval.rolling.lists import RingLists
 from retrieval.rolling.recall import Recalled, run_recall
 from retrieval.rolling.ring import Ring
-from retrieval.rolling.search import Found, anywhere, dense, exact
+from retrieval.rolling.search import Found, anywhere, dense, exact, without_strange
 from retrieval.runtime import counters_lock
 from retrieval.search import Searchable, run_search
 from retrieval.snapshot import SnapshotError, open_snapshot, writing_snapshot
@@ -284,14 +284,12 @@ class RollingMemory(Searchable):
         queries, ring = inputs[0], self._ring
         batch, heads, time, d = queries.shape
         x = np.ascontiguousarray(queries.float().numpy()).reshape(batch * heads, time, d)
-        strange = ~np.isfinite(x).all(2, keepdims=True)
-        if bool(strange.any()):
-            x = np.where(strange, np.float32(0), x)
+        x, strange = without_strange(x)
         with counters_lock:
             ring.reading()
             at = ring.chosen(inputs[1] if len(inputs) > 1 else None, batch).tolist()
             found = self._found(x, [(row, head) for row in at for head in range(heads)], k)
-        found.ids[strange.ravel()] = -1
+        found.ids[strange] = -1
         shape = batch, heads, time, k
         scores, ids = (torch.from_numpy(part).view(shape) for part in (found.scores, found.ids))
         return Neighbors.of(scores, ids, **found.work.counts)

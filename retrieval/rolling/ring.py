@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from retrieval.enrollment import Enrolled
-from retrieval.rolling.shortlist import rounded
+from retrieval.shortlist import rounded
 
 __all__ = ["Ring"]
 
@@ -86,7 +86,9 @@ class Ring(Enrolled):
             ValueError: If they are too many or too few, or a row is named twice or does not exist.
         """
         if rows is None:
-            at = torch.arange(self.rows if batch is None else batch, device="cpu")
+            if batch is None or batch <= self.rows:
+                return torch.arange(self.rows if batch is None else batch, device="cpu")
+            at = torch.arange(batch, device="cpu")
         elif rows.dtype == torch.bool:
             if rows.shape != (self.rows,):
                 raise ValueError(
@@ -145,7 +147,8 @@ class Ring(Enrolled):
 
     def _stored(self, x: Tensor, name: str, at: Tensor, skipped: int) -> Tensor:
         kept = x.detach().to(device=self.device, dtype=self.keys.dtype)
-        if bool(kept.isfinite().all()):
+        # A sum of what is not finite is not either, and is one pass where asking for each number is several.
+        if bool(kept.sum(dtype=torch.float32).isfinite()) or bool(kept.isfinite().all()):
             return kept
         row, head, position, _ = (int(i) for i in (~kept.isfinite()).nonzero()[0])
         why = (

@@ -21,12 +21,13 @@ from torch import Tensor
 from retrieval.flat import margin
 from retrieval.ordering import NOTHING, unpacked, words
 from retrieval.rolling.ring import Ring
-from retrieval.rolling.shortlist import group_width, multiplies_bfloat16, reaching, rounded
+from retrieval.rolling.shortlist import group_width, reaching
 from retrieval.rounding import lengths, rounding
 from retrieval.runtime import blas_threshold, faiss
+from retrieval.shortlist import multiplies_bfloat16, rounded
 from retrieval.work import Work
 
-__all__ = ["Found", "Memory", "anywhere", "dense", "exact", "joined", "settled"]
+__all__ = ["Found", "Memory", "anywhere", "dense", "exact", "joined", "settled", "without_strange"]
 
 # Scores of one tile: they should stay in the cache between the product and the choice. A product of fewer queries than
 # this, on the other hand, waits for the keys.
@@ -53,21 +54,14 @@ class Found:
     work: Work = field(default_factory=Work)
 
 
+def _longest(ring: Ring, memories: list[Memory]) -> Float[np.ndarray, "m 1"]:
+    return np.array([float(ring.norms[memory].max()) for memory in memories])[:, None]
+
+
 def _error(
-    ring: Ring, queries: Float[np.ndarray, "m q d"], memories: list[Memory]
+    asked: Float[np.ndarray, "m q"], longest: Float[np.ndarray, "m 1"], d: int
 ) -> Float[np.ndarray, "m q"]:
-    asked = lengths(queries)
-    longest = np.array([float(ring.norms[memory].max()) for memory in memories])[:, None]
-    return rounding(asked, np.broadcast_to(longest, asked.shape), queries.shape[2], "ip")
-
-
-def _lost(
-    ring: Ring, queries: Float[np.ndarray, "m q d"], lost: Float[np.ndarray, "m q"], memories: list[Memory]
-) -> Float[np.ndarray, "m q"]:
-    """The most by which scores change where queries and keys are rounded to bfloat16."""
-    longest = np.array([float(ring.norms[memory].max()) for memory in memories])[:, None]
-    worst = np.array([float(ring.rounded_keys()[1][memory].max()) for memory in memories])[:, None]
-    return lost * (longest + worst) + lengths(queries) * worst
+    return rounding(asked, np.broadcast_to(longest, asked.shape), d, "ip")
 
 
 def ranked(
@@ -93,23 +87,26 @@ def ranked(
     n, c = slots.shape
     scores, none = np.empty((n, c), np.float32), slots < 0
     places = slots + begins[:, None]
-    places[none] = -1
+    np.putmask(places, none, -1)
+    # Of those FAISS says minus infinity, which comes last.
     faiss.fvec_inner_products_by_idx(
         *(faiss.swig_ptr(x) for x in (scores, queries, keys.numpy(), places)), queries.shape[1], n, c
     )
+    if not scores.max(initial=-np.inf) < np.inf:
+        scores[~(scores < np.inf)] = -np.inf
+    # A slot of -1 reads some other one's.
     first = ring.first[row][:, None]
-    # A slot of -1 reads the last one, and is forgotten below.
-    ids = ring.index.numpy().ravel().take(slots + row[:, None] * ring.capacity)
-    # Minus zero and zero are one score.
-    scores += 0.0
-    packed = words(scores, ids - first)
-    packed[none | (ids < first) | ~np.isfinite(scores)] = NOTHING
+    age = ring.index.numpy().ravel().take(slots + row[:, None] * ring.capacity) - first
+    if (empty := age < 0).any():
+        scores[empty], age[empty] = -np.inf, 0
+    packed = words(scores, age)
     if c > 8 * k:
         packed.partition(k - 1, axis=1)
         packed = packed[:, :k]
     packed.sort(axis=1)
     best, age = unpacked(packed[:, :k])
-    ids = np.where(age < 0, -1, age + first)
+    ids = age + first
+    np.putmask(ids, best == -np.inf, -1)
     if c < k:
         best = np.concatenate([best, np.full((n, k - c), -np.inf, np.float32)], 1)
         ids = np.concatenate([ids, np.full((n, k - c), -1, np.int64)], 1)
@@ -139,11 +136,13 @@ def dense(
     if not high or not q:
         return found
     some, many = max(1, _TILE // (q * high)), min(q, max(_QUERIES, _TILE // high))
-    error, factors = _error(ring, queries, memories), torch.from_numpy(queries)
+    asked, longest, factors = lengths(queries), _longest(ring, memories), torch.from_numpy(queries)
+    error = _error(asked, longest, d)
     short = multiplies_bfloat16() and q * high >= _ROUNDED
     if short:
         factors, lost = rounded(factors)
-        error += _lost(ring, queries, lost.numpy(), memories)
+        worst = np.array([float(ring.rounded_keys()[1][memory].max()) for memory in memories])[:, None]
+        error += lost.numpy() * (longest + worst) + asked * worst
     width = group_width(high, k)
     wide = -(-high // width) * width
     room = torch.empty(min(some, m) * many * wide, dtype=factors.dtype, device="cpu")
@@ -152,12 +151,12 @@ def dense(
         keys, begins = ring.float_keys(part)
         row = np.array([row for row, _ in part])
         for j in range(0, q, many):
-            asked = factors[i : i + some, j : j + many].contiguous()
-            each = asked.shape[1]
+            some_factors = factors[i : i + some, j : j + many].contiguous()
+            each = some_factors.shape[1]
             scores = room[: len(part) * each * wide].view(len(part), each, wide)
             scores[..., high:] = -torch.inf
             stored = (ring.rounded_keys()[0].view(-1, d), ring.begins(part)) if short else (keys, begins)
-            _multiply(ring, asked, part, *stored, scores[..., :high])
+            _multiply(ring, some_factors, part, *stored, scores[..., :high])
             if forbidden is not None:
                 for own, memory in zip(scores, part, strict=True):
                     out = forbidden(memory, slice(j, j + each))[:, :high]
@@ -165,8 +164,8 @@ def dense(
             slots = reaching(scores.flatten(0, 1), error[i : i + some, j : j + many].ravel(), k, high)
             x = np.ascontiguousarray(queries[i : i + some, j : j + many]).reshape(-1, d)
             best = ranked(ring, x, keys, begins.repeat(each), row.repeat(each), slots, k)
-            place = ((np.arange(len(part))[:, None] + i) * q + np.arange(each) + j).ravel()
-            found.scores[place], found.ids[place] = best.scores, best.ids
+            for all_found, these in ((found.scores, best.scores), (found.ids, best.ids)):
+                all_found.reshape(m, q, k)[i : i + some, j : j + many] = these.reshape(len(part), each, k)
             found.work += best.work
     # One bill on every machine, whatever it multiplies in.
     pairs = q * sum(int(ring.live[row]) for row, _ in memories)
@@ -257,7 +256,7 @@ def settled(
     n, row = len(x), np.full(len(x), memory[0])
     found = ranked(ring, x, keys, np.repeat(begins, n), row, slots, k)
     found.work += work
-    unsure = _error(ring, x[None], [memory])[0]
+    unsure = _error(lengths(x[None]), _longest(ring, [memory]), x.shape[1])[0]
     missing = (limit > -np.inf) & ~(limit + unsure < found.scores[:, -1])
     doubtful = np.flatnonzero(missing | np.isinf(unsure))
     if len(doubtful):
@@ -290,3 +289,14 @@ def anywhere(ring: Ring, queries: Tensor, memories: list[Memory], k: int) -> Fou
         n = int(ring.live[row])
         parts.append(Found(best, ids, Work(2 * d * q * n, 4 * d * (q + n) + 4 * q * n, 4 * q * n)))
     return joined(parts, k)
+
+
+def without_strange(
+    queries: Float[np.ndarray, "m q d"],
+) -> tuple[Float[np.ndarray, "m q d"], Int[np.ndarray, " strange"]]:
+    """Queries, zeros in place of those that are not finite; and which these are, of all in a row."""
+    # A sum of what is not finite is not either, and is one pass.
+    if np.isfinite(queries.sum()):
+        return queries, np.zeros(0, np.int64)
+    strange = ~np.isfinite(queries).all(2)
+    return np.where(strange[..., None], np.float32(0), queries), np.flatnonzero(strange)

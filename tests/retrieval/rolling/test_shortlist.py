@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.rolling import RollingMemory, search, shortlist
-from retrieval.rolling.shortlist import group_width, reaching, rounded
+from retrieval.rolling import RollingMemory, search
+from retrieval.rolling.shortlist import group_width, reaching
+from retrieval.shortlist import multiplies_bfloat16, rounded
 
 D = 16
 
@@ -113,8 +114,8 @@ def test_a_search_finds_the_same_by_either_product(monkeypatch, dtype, kind):
 
 
 def test_without_instructions_for_it_nothing_is_rounded(monkeypatch):
-    shortlist.multiplies_bfloat16.cache_clear()
+    multiplies_bfloat16.cache_clear()
     for names, expected in (({}, False), ({"avx512_bf16": True}, True), ({"avx512_f": True}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda names=names: names)
-        assert shortlist.multiplies_bfloat16() == (expected and torch.backends.mkldnn.is_available())
-        shortlist.multiplies_bfloat16.cache_clear()
+        assert multiplies_bfloat16() == (expected and torch.backends.mkldnn.is_available())
+        multiplies_bfloat16.cache_clear()
