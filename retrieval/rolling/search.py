@@ -298,5 +298,5 @@ def without_strange(
     # A sum of what is not finite is not either, and is one pass.
     if np.isfinite(queries.sum()):
         return queries, np.zeros(0, np.int64)
-    strange = ~np.isfinite(queries).all(2)
-    return np.where(strange[..., None], np.float32(0), queries), np.flatnonzero(strange)
+    strange = ~np.isfinite(queries).all(2, keepdims=True)
+    return np.where(strange, np.float32(0), queries), np.flatnonzero(strange)
