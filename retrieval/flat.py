@@ -159,10 +159,12 @@ class FlatSearch:
         k = min(k, stored)
         halves = self._halves
         if halves is not None and (way := halves.way(n, k)) != "none":
-            halves.grow()
+            copied = halves.grow()
             if way == "scan":
-                return self._scanned(halves, x, k, stored)
-            return _joined([self._multiplied(halves, part, k) for part in halves.blocks(x)])
+                scores, ids, work = self._scanned(halves, x, k, stored)
+            else:
+                scores, ids, work = _joined([self._multiplied(halves, part, k) for part in halves.blocks(x)])
+            return scores, ids, work + copied
         return self._plain(x, k, more)
 
     def _plain(self, x: np.ndarray, k: int, more: int | None = None) -> tuple[np.ndarray, np.ndarray, Work]:

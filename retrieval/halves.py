@@ -31,6 +31,7 @@ from retrieval.shortlist import (
     ragged,
     rounded,
 )
+from retrieval.work import Work
 
 __all__ = ["Halves"]
 
@@ -71,13 +72,15 @@ class Halves:
         """Whether to make a copy: FAISS is fast by eights only, and a mapped file is not to be read into memory."""
         return index.d % 8 == 0 and index.codes.is_owned
 
-    def grow(self) -> None:
-        """Copy what was added since the last time."""
+    def grow(self) -> Work:
+        """Copy what was added since the last time; what that takes."""
         stored, d = self._index.ntotal, self._index.d
+        new = stored - self._codes.ntotal
         while self._codes.ntotal < stored:
             begin = self._codes.ntotal
             keys = faiss.rev_swig_ptr(self._index.get_xb(), stored * d).reshape(stored, d)
             self._add(keys[begin : begin + _ROWS])
+        return Work(0, 4 * d * new, 2 * self._d * new)
 
     def _add(self, keys: Float[np.ndarray, "n d"]) -> None:
         begin, raised = self._codes.ntotal, keys if self._metric == "ip" else self._raised_keys(keys)

@@ -35,7 +35,9 @@ class Index(SearchSettings, Searchable):
     `The Faiss library <https://arxiv.org/abs/2401.08281>`_. Scores are larger for nearer entries: the inner product, or
     minus the squared distance. Ids are positions in the order of :meth:`add`. A search is the torch operator
     ``mnemograph::search``; what is counted, and how, is listed in :mod:`retrieval.work` for searching and in
-    :mod:`retrieval.building` for training and adding.
+    :mod:`retrieval.building` for training and adding. A large ``"Flat"`` index that is not mapped from a file keeps a
+    copy of its vectors in bfloat16, half as much memory again, through which it is searched; what is found is the same
+    to the last bit (:mod:`retrieval.halves`).
 
     Args:
         factory: For example ``"Flat"``, ``"IVF1024,Flat"``, ``"IVF4096,SQ8"``, ``"IMI2x7,SQ8"``, ``"HNSW16"``,

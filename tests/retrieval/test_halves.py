@@ -151,7 +151,11 @@ def test_bills():
     keys = vectors(3000, 16)
     index = Index("Flat").add(keys)
     length, size = 5 + 8, 4 * 16
+    first = index.search(vectors(2, 16, 1), 5)
     few = index.search(vectors(2, 16, 1), 5)
+    # Once, the copy: read in whole numbers, written in half the bits.
+    assert first.flops == few.flops
+    assert (first.bytes - few.bytes, first.bytes_written) == (3000 * (size + size // 2), 3000 * size // 2)
     assert few.flops == 2 * (3000 + length) * 32
     assert (few.bytes, few.bytes_random) == (size * (2 + 2 * length + 1500), size * 2 * length)
     ids, _ = _grown(index).products(vectors(9, 16, 1).numpy(), 5)
