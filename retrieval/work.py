@@ -41,9 +41,9 @@ FLOPs are an upper bound and the bytes are the cost.
 Bytes. *Read*: each code that is compared, with the id (8 bytes) or the link (4) by which it is found; where a block of
 256 queries is one product of matrices (Flat, centroids), each matrix once; half of a large flat store where a query
 comes almost alone (:mod:`retrieval.halves`). *Written*: tables made for a query, vectors transformed; and the copy in
-half the bits of a flat store, by the first search that uses it. *Random*: the part of the bytes read and written that lies where the data says: vectors visited in a graph,
-those of a shortlist, and rows that a refinement looks up. A scan is sequential, and so is an inverted list from its
-first entry to its last.
+half the bits of a flat store, by the first search that uses it. *Random*: the part of the bytes read and written that
+lies where the data says: vectors visited in a graph, those of a shortlist, and rows that a refinement looks up. A scan
+is sequential, and so is an inverted list from its first entry to its last.
 Results are the caller's.
 """
 
