@@ -5,8 +5,9 @@
 
 Exact search is compared at every size of a batch with FAISS's own flat index, its BLAS switch set as well as we know,
 and with a product of matrices and ``torch.topk`` over pieces of the store. Searches of inverted lists are compared
-with our exact one, and with the graphs of ``hnswlib`` and ``usearch``, each at the first setting of a fine row that
-finds nine tenths of the 32 nearest (``pip install hnswlib usearch``; without them their lines are left out).
+with our exact one, with FAISS's, and with the graphs of ``hnswlib`` and ``usearch``, each at the first setting of a
+fine row that finds nine tenths of the 32 nearest (``pip install hnswlib usearch``; without them their lines are left
+out).
 ``--growth`` measures exact search and lists at up to ten million vectors instead.
 
 Keys are contexts in the default corpus, queries contexts in its test split (:func:`stream`). Tokens' vectors say what
@@ -130,19 +131,26 @@ def torch_search(keys: Tensor) -> Search:
     return search
 
 
+def faiss_search(keys: Tensor) -> Search:
+    """FAISS's flat index, which multiplies matrices from four queries up."""
+    d = keys.shape[1]
+    raw = faiss.IndexFlatIP(d)
+    raw.add(keys.numpy())
+
+    def search(queries: Tensor) -> None:
+        with blas_threshold(4 * d):
+            raw.search(queries.numpy(), K)
+
+    return search
+
+
 def exact(n: int, d: int) -> Iterator[dict[str, Any]]:
     """Ours beside raw FAISS and torch, batch by batch."""
     keys, queries = stream(n, d, "train"), stream(QUERIES, d, "test")
-    ours, raw = Index("Flat").add(keys), faiss.IndexFlatIP(d)
-    raw.add(keys.numpy())
-
-    def tuned(x: Tensor) -> None:
-        with blas_threshold(4 * d):
-            raw.search(x.numpy(), K)
-
+    ours = Index("Flat").add(keys)
     contestants: dict[str, Search] = {
         "ours": lambda x: ours.search(x, K),
-        "faiss": tuned,
+        "faiss": faiss_search(keys),
         "torch": torch_search(keys),
     }
     for batch in BATCHES:
@@ -173,8 +181,8 @@ def lists(n: int, d: int, graphs: bool, alike: bool = True) -> Iterator[dict[str
         found = Neighbors.of(torch.zeros(ids.shape), ids)
         return recall(found, truth, asked, keys.__getitem__, "ip")
 
-    contestants: dict[str, Search] = {"exact": lambda x: flat.search(x, K)}
-    names = {"exact": "exact"}
+    contestants: dict[str, Search] = {"exact": lambda x: flat.search(x, K), "faiss": faiss_search(keys)}
+    names = {"exact": "exact", "faiss": "raw FAISS, exact"}
     for codes in CODES:
         index = Index(f"IVF{2048 if n < 5e5 else 4096},{codes}").add(keys)
         for index.nprobe in (*range(1, 8), *range(8, 32, 2), *range(32, 129, 8)):

@@ -158,14 +158,14 @@ class FlatSearch:
         n, stored = len(x), self.index.ntotal
         k = min(k, stored)
         halves = self._halves
-        if halves is not None and (way := halves.way(n, k)) != "none":
+        if halves is not None and (way := halves.way(n, k, stored)) != "none":
             copied = halves.grow()
             if way == "scan":
                 scores, ids, work = self._scanned(halves, x, k, stored)
             else:
                 scores, ids, work = _joined([self._multiplied(halves, part, k) for part in halves.blocks(x)])
             return scores, ids, work + copied
-        return self._plain(x, k, more)
+        return self._few(x, k, stored) if n < _PRODUCT else self._plain(x, k, more)
 
     def _plain(self, x: np.ndarray, k: int, more: int | None = None) -> tuple[np.ndarray, np.ndarray, Work]:
         """The same by FAISS alone."""

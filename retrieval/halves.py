@@ -60,6 +60,7 @@ class Halves:
     def __init__(self, index: Any) -> None:
         self._index = index
         self._metric: Metric = "ip" if index.metric_type == faiss.METRIC_INNER_PRODUCT else "l2"
+        self._width = index.d
         self._d = index.d + (0 if self._metric == "ip" else _RAISED)
         kind = faiss.ScalarQuantizer.QT_bf16
         self._codes = faiss.IndexScalarQuantizer(self._d, kind, faiss.METRIC_INNER_PRODUCT)
@@ -155,14 +156,15 @@ class Halves:
             last = 2 * last - asked**2 * (1 - 2.0**-40)
         return last.tolist(), ids
 
-    def way(self, n: int, k: int) -> Literal["scan", "products", "none"]:
-        """Which method finds ``k`` neighbours of ``n`` queries faster than FAISS does in the vectors themselves."""
-        stored, d = self._index.ntotal, self._index.d
+    def way(self, n: int, k: int, stored: int) -> Literal["scan", "products", "none"]:
+        """Which method finds ``k`` neighbours of ``n`` queries faster than FAISS does in as many vectors themselves."""
+        numbers = stored * self._width
         if n < _SCANNED:
-            return "scan" if stored * d >= _SCAN and 4 * k < stored else "none"
+            return "scan" if numbers >= _SCAN and 4 * k < stored else "none"
+        if n * numbers < _PRODUCT or not multiplies_bfloat16():
+            return "none"
         tile = min(stored, _SCORES // min(n, _BLOCK)) // _GROUP * _GROUP
-        enough = n * stored * d >= _PRODUCT and tile >= _GROUP * _GROUPS * k
-        return "products" if enough and multiplies_bfloat16() else "none"
+        return "products" if tile >= _GROUP * _GROUPS * k else "none"
 
     def products(
         self, x: Float[np.ndarray, "n d"], k: int

@@ -244,7 +244,7 @@ class Index(SearchSettings, Searchable):
         if queries.dtype != torch.float32:
             queries = queries.float()
         x = np.ascontiguousarray((queries if flat else queries.reshape(-1, queries.shape[-1])).numpy())
-        stored = len(self)
+        stored = 0 if self._index is None else self._index.ntotal
         if not stored or not len(x):
             return Neighbors.none(*batch, k)
         # A product of all with themselves tells in one pass that all is well; if it does not, which rows it is.

@@ -43,7 +43,7 @@ def same(index: Index, queries: torch.Tensor, k: int) -> None:
 
 
 def used(index: Index, n: int, k: int) -> str:
-    return Halves(index._index).way(n, k)
+    return Halves(index._index).way(n, k, len(index))
 
 
 @pytest.mark.parametrize("metric", METRICS)
