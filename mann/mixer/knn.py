@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mann.banded import attend, spans, window_masks
 from mann.context import Context
+from mann.found import attend_found
 from mann.gates import Gate
 from mann.norm import sum_dtype
 from mann.projection import Stream, StreamingQueriesKeysValues, fold
 from mann.topk import top_ids
 from retrieval import Neighbors, RollingMemory
-from retrieval.rows import sum_rows
 
 # Queries compared at a time, and columns that top_ids chooses from several times as fast as from twice as many.
 _BLOCK, _FEW = 64, 256
@@ -101,12 +100,16 @@ class KNNAttention(StreamingQueriesKeysValues):
         near_q, near_k = (fold(part) for part in self.rotated(stream, context))
         v, joined = fold(stream.v), self.combine == "softmax"
         sizes = x.shape[1], stream.held, self.block, self.window
-        masks = window_masks(context, self.block, self.window, v.dtype, stream.held, stream.labels)
+        labels = stream.labels
+        if context.state is not None and labels is not None and not labels.is_meta and not labels.any():
+            # One document, which fills all that is held: only places hide, and masks of places are few and small.
+            labels = None
+        masks = window_masks(context, self.block, self.window, v.dtype, stream.held, labels)
         near, total = attend(near_q, near_k, v, masks, self.block, self.window, totals=joined)
         q, k = (near_q, near_k) if self.rotate_far else (fold(stream.q), fold(stream.k))
         parts = []
         if sum(sizes[:2]) > self.window:
-            parts.append(_row(q, k, v, stream.labels, self.window, min(self.k, sum(sizes[:2]) - self.window)))
+            parts.append(_row(q, k, v, labels, self.window, min(self.k, sum(sizes[:2]) - self.window)))
         if context.state is not None:
             memory = context.state.memory(self, partial(self._memory, len(x), x.device))
             if len(memory):
@@ -115,7 +118,7 @@ class KNNAttention(StreamingQueriesKeysValues):
             self.leave(stream, context)
         if not parts:
             return self.merge(near)
-        far_total, there, far = _read(parts, self.k)
+        far, far_total, there = (part.unflatten(0, q.shape[:2]) for part in _read(q, parts, self.k))
         if self.gate is None:
             share = self.opened(far_total - total.to(far_total.dtype))
         else:
@@ -143,60 +146,39 @@ class KNNAttention(StreamingQueriesKeysValues):
 
 @dataclass
 class _Far:
-    """Scores of far positions, which of them there are, and how to read them by weights.
+    """Scores of far positions, which of them there are, and where their keys and values are.
 
     Shapes:
-        scores, mask: ``[sequences, time, k]``
+        scores, mask, rows: ``[sequences * time, k]``; keys, values: ``[rows, d_head]``
     """
 
     scores: Tensor
     mask: Tensor
-    read: Callable[[Tensor], Tensor]
+    rows: Tensor
+    keys: Tensor
+    values: Tensor
 
 
-def _read(parts: list[_Far], k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the ``k`` best of all parts: the logarithm of the sum of exponentials; where there are any; what they say."""
-    scores = torch.cat([part.scores for part in parts], -1)
+def _read(q: Tensor, parts: list[_Far], k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the ``k`` best of all parts: what they say; the logarithm of the sum of exponentials; where there are any."""
+    scores = torch.cat([part.scores for part in parts], -1).to(sum_dtype(q))
     mask = torch.cat([part.mask for part in parts], -1)
-    # Finite, as a query may have nothing to read.
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    width, best = scores.shape[-1], None
-    if width > k:
-        best = top_ids(scores, k)
-        scores, mask = scores.gather(-1, best), mask.gather(-1, best)
-    weights, total = _Shares.apply(scores)
-    weights = weights.masked_fill(~mask, 0.0)
-    if best is not None:
-        weights = weights.new_zeros(*weights.shape[:-1], width).scatter(-1, best, weights)
-    each = weights.split([part.scores.shape[-1] for part in parts], -1)
-    far = [part.read(weight) for part, weight in zip(parts, each, strict=True)]
-    return total, mask.any(-1), far[0] if len(far) == 1 else far[0] + far[1]
-
-
-class _Shares(torch.autograd.Function):
-    # The softmax knows the sum that it divides by, which torch would make again, in both directions.
-    @staticmethod
-    def forward(ctx, scores):  # type: ignore[override]
-        shares = scores.softmax(-1)
-        ctx.save_for_backward(shares)
-        # The largest share is that of the largest score, one over the sum.
-        return shares, scores.amax(-1) - shares.amax(-1).log()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, grad_total):  # type: ignore[override]
-        (shares,) = ctx.saved_tensors
-        back = torch._softmax_backward_data(grad, shares, -1, shares.dtype)
-        return back.addcmul_(shares, grad_total[..., None])
+    before = [0, *accumulate(len(part.keys) for part in parts[:-1])]
+    rows = torch.cat([part.rows + n for part, n in zip(parts, before, strict=True)], -1)
+    if scores.shape[-1] > k:
+        best = top_ids(scores.masked_fill(~mask, float("-inf")), k)
+        scores, mask, rows = (part.gather(-1, best) for part in (scores, mask, rows))
+    tables = [part.keys for part in parts], [part.values for part in parts]
+    far, total = attend_found(q.flatten(0, 1), scores, rows, mask, *tables)
+    return far, total, mask.any(-1)
 
 
 def _row(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | None, window: int, count: int) -> _Far:
     """The nearest of the positions in the row that have left the window."""
     ids, scores = _nearest(q.detach(), k.detach(), labels, window, count)
     rows = ids + torch.arange(0, len(k) * k.shape[1], k.shape[1], device=k.device)[:, None, None]
-    mask = scores > float("-inf")
-    scores = _Scores.apply(q, k.flatten(0, 1), scores.to(sum_dtype(q)), rows)
-    return _Far(scores, mask, partial(sum_rows, v.flatten(0, 1), rows))
+    scores, rows = scores.flatten(0, 1), rows.flatten(0, 1)
+    return _Far(scores, scores > float("-inf"), rows, k.flatten(0, 1), v.flatten(0, 1))
 
 
 def _nearest(
@@ -246,25 +228,6 @@ def _best(scores: Tensor, k: int, parts: int) -> Tensor:
     return some.gather(-1, top_ids(scores.gather(-1, some), k))
 
 
-class _Scores(torch.autograd.Function):
-    # A search has the scores already; their gradient is all that is missing.
-    @staticmethod
-    def forward(ctx, q, keys, scores, rows):  # type: ignore[override]
-        ctx.save_for_backward(q, keys, rows)
-        return scores.view_as(scores)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):  # type: ignore[override]
-        q, keys, rows = ctx.saved_tensors
-        rows, grad = rows.flatten(0, 1), grad.flatten(0, 1).to(keys.dtype)
-        grad_q = sum_rows(keys, rows, grad).view(q.shape).to(q.dtype)
-        if not ctx.needs_input_grad[1]:
-            return grad_q, None, None, None
-        grad_keys = torch.ops.mnemograph.add_to_rows(q.flatten(0, 1), rows, grad, len(keys))
-        return grad_q, grad_keys, None, None
-
-
 def _memory(q: Tensor, memory: RollingMemory, documents: Tensor | None, k: int) -> _Far:
     """The nearest entries of a memory, for positions of the document that is carried on."""
     live = min(memory.settings["capacity"], int(memory.written.max()))
@@ -274,10 +237,7 @@ def _memory(q: Tensor, memory: RollingMemory, documents: Tensor | None, k: int) 
     mask = found.mask
     if documents is not None:
         mask = mask & (documents == 0)[:, None, :, None]
-    flat = (part.flatten(0, 1) for part in (found.scores, rows, mask))
-    scores, rows, mask = flat
-    scores = _Scores.apply(q, keys, scores.to(sum_dtype(q)), rows)
-    return _Far(scores, mask, lambda weights: sum_rows(values, rows, weights).to(sum_dtype(q)))
+    return _Far(found.scores.flatten(0, 2), mask.flatten(0, 2), rows.flatten(0, 2), keys, values)
 
 
 def _copies(memory: RollingMemory, found: Neighbors, live: int) -> tuple[Tensor, Tensor, Tensor]:
