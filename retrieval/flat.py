@@ -12,7 +12,7 @@ from retrieval.exact import Metric
 from retrieval.halves import Halves
 from retrieval.ordering import NOTHING, in_order, unpacked, words
 from retrieval.rounding import LARGEST, largest_rounding, lengths, rounding
-from retrieval.runtime import faiss, faiss_settings
+from retrieval.runtime import faiss, faiss_settings, faiss_threads
 from retrieval.work import Work, code_work
 
 __all__ = ["FlatSearch", "margin", "settle"]
@@ -22,6 +22,8 @@ _RESULTS = 1 << 22
 # From so many queries up FAISS multiplies matrices: on one core that wins. Fewer are compared one pair at a time.
 _PRODUCT = 4
 _FEW = np.arange(8)[:, None]
+# A smaller store is never shared out among threads.
+_SHARED = 1 << 10
 # Of few queries each list is a heap. One more entry shows a tie, where another search is cheaper than a longer list.
 _SMALL, _TIED = 1 << 14, 16
 # In a store of so many entries ties are many, and lists of so many are faster sorted now and then than kept as a heap.
@@ -158,24 +160,26 @@ class FlatSearch:
         n, stored = len(x), self.index.ntotal
         k = min(k, stored)
         halves = self._halves
-        if halves is not None and (way := halves.way(n, k, stored)) != "none":
-            copied = halves.grow()
-            if way == "scan":
-                scores, ids, work = self._scanned(halves, x, k, stored)
-            else:
-                scores, ids, work = _joined([self._multiplied(halves, part, k) for part in halves.blocks(x)])
-            return scores, ids, work + copied
-        return self._few(x, k, stored) if n < _PRODUCT else self._plain(x, k, more)
+        if halves is None or (way := halves.way(n, k, stored)) == "none":
+            return self._few(x, k, stored) if n < _PRODUCT else self._plain(x, k, more)
+        if way == "scan":
+            # Where there are more threads than queries FAISS shares out scans of the vectors, and none of halves.
+            shared = n < faiss.omp_get_max_threads()
+            return self._plain(x, k) if shared else self._scanned(halves, x, k, stored)
+        length = min(stored, k + (margin(k, stored) if more is None else more))
+        work = sum((self._work(size, length, stored) for size in _pieces(n, length)), Work())
+        scores, ids, again = _joined([self._multiplied(halves, part, k) for part in halves.blocks(x)])
+        return scores, ids, work + again
 
     def _plain(self, x: np.ndarray, k: int, more: int | None = None) -> tuple[np.ndarray, np.ndarray, Work]:
         """The same by FAISS alone."""
         n, stored = len(x), self.index.ntotal
-        if n < _PRODUCT:
+        if self._one_by_one(n):
             return self._few(x, k, stored)
         length = min(stored, k + (margin(k, stored) if more is None else more))
-        if n * length > _RESULTS:
-            size = _RESULTS // length
-            return _joined([self._plain(x[i : i + size], k, more) for i in range(0, n, size)])
+        if len(pieces := _pieces(n, length)) > 1:
+            parts = np.split(x, np.cumsum(pieces)[:-1])
+            return _joined([self._plain(part, k, more) for part in parts])
         first = scores, ids, last = self._shortlist(x, length)
         # These are in the order of their approximate scores; the k-th best is no worse than the worst of the first k.
         gap = (scores[:, :k].min(1) - last).min()
@@ -194,30 +198,29 @@ class FlatSearch:
         self, halves: Halves, x: np.ndarray, k: int, stored: int
     ) -> tuple[np.ndarray, np.ndarray, Work]:
         """The same for few queries by entries in half the bits, of which a shortlist is compared again."""
-        n, pair, length = len(x), self._pair, k + margin(k, stored)
+        n, length = len(x), k + margin(k, stored)
         most, ids = halves.scan(x, length)
         scores = self._exact(x, np.empty((n, length), np.float32), ids)
-        work = Work(
-            pair.flops * n * (stored + length),
-            pair.bytes_read * n * (1 + length) + pair.bytes_read // 2 * stored,
-            0,
-            pair.bytes_read * n * length,
-        )
+        work = self._work(n, length, stored)
         best = _FEW[:n], np.lexsort((ids, -scores))[:, :k]
         scores, ids = scores[best], ids[best]
         # So it is a number, too: nothing is less than what is none.
-        if all(last > bound for last, bound in zip(scores[:, -1].tolist(), most, strict=True)):
+        enough = all(last > bound for last, bound in zip(scores[:, -1].tolist(), most, strict=True))
+        halves.note(enough)
+        if enough:
             return scores, ids, work
         scores, ids, again = self._plain(x, k)
         return scores, ids, work + again
 
     def _multiplied(self, halves: Halves, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, Work]:
-        """The same for many queries by a product of halves, of which whatever may be wanted is compared again."""
-        n, stored = len(x), self.index.ntotal
+        """The same for many queries by a product of halves, of which whatever may be wanted is compared again.
+
+        The work is what comes on top where that was not enough.
+        """
         ids, lost = halves.products(x, k)
+        halves.note(not lost.all())
         if lost.all():
-            found, best, work = self._plain(x, k)
-            return found, best, work + self._work(n, 0, stored)
+            return self._plain(x, k)
         scores = self._exact(x, np.empty(ids.shape, np.float32), ids)
         packed = words(scores, ids)
         packed[ids < 0] = NOTHING
@@ -225,18 +228,17 @@ class FlatSearch:
             packed = np.partition(packed, k - 1)[:, :k]
         packed.sort(axis=1)
         scores, best = unpacked(packed[:, :k])
-        # What is billed is what a list of the usual length takes, and what was listed beyond.
-        length = k + margin(k, stored)
-        work = self._work(n, length, stored)
-        if (beyond := int((ids >= 0).sum()) - n * length) > 0:
-            work += Work(self._pair.flops * beyond, (read := self._pair.bytes_read * beyond), 0, read)
+        work = Work()
         if lost.any():
-            scores[lost], best[lost], again = self._plain(x[lost], k)
-            work += again
+            scores[lost], best[lost], work = self._plain(x[lost], k)
         return scores, best, work
 
     def _few(self, x: np.ndarray, k: int, stored: int) -> tuple[np.ndarray, np.ndarray, Work]:
         """The same for queries that FAISS compares one pair at a time: its scores are exact."""
+        if not self._one_by_one(len(x)):
+            # What one thread does in less than a millisecond.
+            with faiss_threads(1):
+                return self._few(x, k, stored)
         length = min(stored, k + (1 if stored < _SMALL else _TIED))
         scores, ids = self._faiss(x, length)
         # The lengths of all together bound every score: if that is finite, FAISS has dropped nothing.
@@ -276,7 +278,7 @@ class FlatSearch:
 
         def error() -> np.ndarray:
             most = rounding(lengths(x), self._longest_key(stored), self.index.d, self._metric)
-            return most if n >= _PRODUCT else np.where(np.isinf(most), most, 0)
+            return np.where(np.isinf(most), most, 0) if self._one_by_one(n) else most
 
         found, ids = settle(shortlist, n, stored, k, error, every, longest - k)[:2]
         return found, ids, work
@@ -286,7 +288,7 @@ class FlatSearch:
         pair, asked = self._pair, (n, length, stored)
         if self._asked is not None and self._asked[0] == asked:
             return self._asked[1]
-        if n < _PRODUCT:
+        if n < _PRODUCT and (self._halves is None or not self._halves.large(stored)):
             work = Work(pair.flops * n * stored, pair.bytes_read * (n + stored))
         else:
             again = pair.bytes_read * n * length
@@ -320,7 +322,11 @@ class FlatSearch:
         last = scores[:, -1].copy()
         if ids[:, -1].min() < 0:  # what FAISS has dropped because its own score was no number
             scores[ids < 0] = np.inf
-        return (scores if len(x) < _PRODUCT else self._exact(x, scores, ids)), ids, last
+        return (scores if self._one_by_one(len(x)) else self._exact(x, scores, ids)), ids, last
+
+    def _one_by_one(self, n: int) -> bool:
+        """Whether FAISS compares so many queries pair by pair, always alike: not where threads share one query."""
+        return n < _PRODUCT and (self.index.ntotal < _SHARED or n >= faiss.omp_get_max_threads())
 
     def _exact(self, x: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Scores of pairs one by one, into an array as large as that of the ids."""
@@ -336,6 +342,12 @@ class FlatSearch:
             rows = keys[begin * index.d : (begin + n) * index.d].reshape(n, index.d)
             self._longest, self._seen = max(self._longest, float(lengths(rows).max())), begin + n
         return self._longest
+
+
+def _pieces(n: int, length: int) -> list[int]:
+    """How many queries at a time, so that no call has too many results."""
+    size = max(1, _RESULTS // length)
+    return [min(size, n - begin) for begin in range(0, n, size)]
 
 
 def _joined(parts: list[tuple[np.ndarray, np.ndarray, Work]]) -> tuple[np.ndarray, np.ndarray, Work]:

@@ -31,7 +31,6 @@ from retrieval.shortlist import (
     ragged,
     rounded,
 )
-from retrieval.work import Work
 
 __all__ = ["Halves"]
 
@@ -48,24 +47,28 @@ _LONG = 1024
 _SCAN, _SCANNED, _PRODUCT = 1 << 22, 6, 1 << 24
 # Entries copied at once.
 _ROWS = 1 << 14
+# Lists in a row that were not enough, as where one vector is far longer than all others.
+_VAIN = 4
+_ONES = np.ones((1, 3), np.float32)
 
 
 class Halves:
     """The vectors of a flat FAISS index once more, in bfloat16.
 
     Args:
-        index: The index; :meth:`grow` takes over what was added to it since.
+        index: The index; each search takes over what was added to it since.
     """
 
     def __init__(self, index: Any) -> None:
         self._index = index
         self._metric: Metric = "ip" if index.metric_type == faiss.METRIC_INNER_PRODUCT else "l2"
-        self._width = index.d
-        self._d = index.d + (0 if self._metric == "ip" else _RAISED)
+        self._d = index.d
+        self._raised_d = index.d + (0 if self._metric == "ip" else _RAISED)
         kind = faiss.ScalarQuantizer.QT_bf16
-        self._codes = faiss.IndexScalarQuantizer(self._d, kind, faiss.METRIC_INNER_PRODUCT)
+        self._codes = faiss.IndexScalarQuantizer(self._raised_d, kind, faiss.METRIC_INNER_PRODUCT)
         # Length of the longest vector, and of the longest part that one lost.
         self._longest = self._lost = 0.0
+        self._vain = 0
         self._room = torch.empty(0, dtype=torch.bfloat16, device="cpu")
 
     @staticmethod
@@ -73,21 +76,27 @@ class Halves:
         """Whether to make a copy: FAISS is fast by eights only, and a mapped file is not to be read into memory."""
         return index.d % 8 == 0 and index.codes.is_owned
 
-    def grow(self) -> Work:
-        """Copy what was added since the last time; what that takes."""
-        stored, d = self._index.ntotal, self._index.d
-        new = stored - self._codes.ntotal
-        while self._codes.ntotal < stored:
-            begin = self._codes.ntotal
-            keys = faiss.rev_swig_ptr(self._index.get_xb(), stored * d).reshape(stored, d)
-            self._add(keys[begin : begin + _ROWS])
-        return Work(0, 4 * d * new, 2 * self._d * new)
+    def _grow(self) -> None:
+        """Copy what was added since the last time."""
+        stored = self._index.ntotal
+        if self._codes.ntotal == stored:
+            return
+        self._vain = 0
+        try:
+            while (begin := self._codes.ntotal) < stored:
+                keys = faiss.rev_swig_ptr(self._index.get_xb(), stored * self._d).reshape(stored, self._d)
+                self._add(keys[begin : begin + _ROWS])
+        except BaseException:
+            # Stopped in the middle, there may be entries that the bounds do not cover.
+            self._codes.reset()
+            self._longest = self._lost = 0.0
+            raise
 
     def _add(self, keys: Float[np.ndarray, "n d"]) -> None:
-        begin, raised = self._codes.ntotal, keys if self._metric == "ip" else self._raised_keys(keys)
+        begin, raised, d = self._codes.ntotal, self._raised(keys, self._half_squares(keys)), self._d
         self._codes.add(raised)
-        short, d = self._matrix()[begin:, : self._index.d].float(), self._index.d
         x = torch.from_numpy(keys)
+        short = self._matrix()[begin:, :d].float()
         # More than float32 can lose in a sum of squares, some of which may be too small for it.
         found = [
             float(torch.linalg.vector_norm(y, dim=1).max()) * (1 + d * 2.0**-22) + d * 2.0**-62
@@ -100,45 +109,50 @@ class Halves:
     def _matrix(self) -> Tensor:
         """The copy where FAISS holds it."""
         stored = self._codes.ntotal
-        codes = faiss.rev_swig_ptr(self._codes.codes.data(), 2 * self._d * stored)
-        return torch.from_numpy(codes).view(torch.bfloat16).view(stored, self._d)
+        codes = faiss.rev_swig_ptr(self._codes.codes.data(), 2 * self._raised_d * stored)
+        return torch.from_numpy(codes).view(torch.bfloat16).view(stored, self._raised_d)
 
-    def _raised_keys(self, keys: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n raised"]:
-        d, raised = self._index.d, np.zeros((len(keys), self._d), np.float32)
-        raised[:, :d] = keys
-        rest = torch.from_numpy(np.einsum("nd,nd->n", keys, keys, dtype=np.float64) * -0.5)
-        for i in range(d, d + 3):
-            part = rest.to(torch.bfloat16)
-            raised[:, i] = part.float().numpy()
-            rest = rest - part.double()
-        return raised
+    @staticmethod
+    def _half_squares(keys: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n three"]:
+        """Minus half the squared lengths, as sums of three numbers of bfloat16."""
+        rest, parts = torch.from_numpy(np.einsum("nd,nd->n", keys, keys, dtype=np.float64) * -0.5), []
+        for _ in range(3):
+            parts.append(rest.to(torch.bfloat16))
+            rest = rest - parts[-1].double()
+        return torch.stack(parts, 1).float().numpy()
 
-    def _raised(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n raised"]:
+    def _raised(
+        self, x: Float[np.ndarray, "n d"], three: Float[np.ndarray, "#n three"]
+    ) -> Float[np.ndarray, "n raised"]:
+        """Vectors with three numbers behind them, where scores are squared distances."""
         if self._metric == "ip":
             return x
-        raised = np.zeros((len(x), self._d), np.float32)
-        raised[:, : x.shape[1]] = x
-        raised[:, x.shape[1] : x.shape[1] + 3] = 1
+        raised = np.zeros((len(x), self._raised_d), np.float32)
+        raised[:, : self._d] = x
+        raised[:, self._d : self._d + 3] = three
         return raised
 
-    def _error(self, asked: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """The most by which an inner product with an entry's copy is off, and half of what a pair's score is.
+    def _error(self, x: Float[np.ndarray, "n d"], lost: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """The most by which an inner product of copies is off; of squared distances, the most of half of one.
 
         Args:
-            asked: Lengths of queries.
+            x: Queries.
+            lost: Lengths of what rounding takes away from them.
         """
-        longest, d = self._longest, self._index.d
-        error = asked * self._lost + rounding(asked, longest + self._lost, d, "ip")
-        if self._metric == "l2":
-            square = longest**2
-            # Half the square: what three numbers do not hold, and adding them.
-            error = error + square * 2.0**-24 + most_of(square, d) + rounding(asked, longest, d, "l2") / 2
+        asked, longest, d = lengths(x), self._longest, self._d
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = asked * self._lost + lost * (longest + self._lost)
+            error += rounding(asked + lost, longest + self._lost, d, "ip")
+            if self._metric == "l2":
+                square = longest**2
+                # Half the square: what three numbers do not hold, and adding them.
+                error += square * 2.0**-24 + most_of(square, d) + rounding(asked, longest, d, "l2") / 2
         return error
 
     def scan(
         self, x: Float[np.ndarray, "n d"], length: int
     ) -> tuple[list[float], Int[np.ndarray, "n length"]]:
-        """The nearest copies, compared one by one with queries as they are: the way for few queries.
+        """The nearest copies, compared one by one: the way for few queries.
 
         Args:
             x: The queries.
@@ -147,24 +161,34 @@ class Halves:
         Returns:
             The most that a pair with an entry which is not listed can score, for each query; and ids.
         """
-        n, raised = len(x), self._raised(x)
+        self._grow()
+        n, raised = len(x), self._raised(x, _ONES)
         scores, ids = np.empty((n, length), np.float32), np.empty((n, length), np.int64)
         self._codes.search_c(n, faiss.swig_ptr(raised), length, faiss.swig_ptr(scores), faiss.swig_ptr(ids))
-        asked = lengths(x)
-        last = scores[:, -1] + self._error(asked)
+        # Where a processor multiplies bfloat16, FAISS may round queries too.
+        last = scores[:, -1] + self._error(x, rounded(torch.from_numpy(x))[1].numpy())
         if self._metric == "l2":
-            last = 2 * last - asked**2 * (1 - 2.0**-40)
+            last = 2 * last - lengths(x) ** 2 * (1 - 2.0**-40)
         return last.tolist(), ids
+
+    def large(self, stored: int) -> bool:
+        """Whether a store of so many vectors is scanned faster in half the bits."""
+        return stored * self._d >= _SCAN
 
     def way(self, n: int, k: int, stored: int) -> Literal["scan", "products", "none"]:
         """Which method finds ``k`` neighbours of ``n`` queries faster than FAISS does in as many vectors themselves."""
-        numbers = stored * self._width
+        if self._vain >= _VAIN and self._codes.ntotal == stored:
+            return "none"
         if n < _SCANNED:
-            return "scan" if numbers >= _SCAN and 4 * k < stored else "none"
-        if n * numbers < _PRODUCT or not multiplies_bfloat16():
+            return "scan" if self.large(stored) and 4 * k < stored else "none"
+        if n * stored * self._d < _PRODUCT or not multiplies_bfloat16():
             return "none"
         tile = min(stored, _SCORES // min(n, _BLOCK)) // _GROUP * _GROUP
         return "products" if tile >= _GROUP * _GROUPS * k else "none"
+
+    def note(self, enough: bool) -> None:
+        """Take note whether a list was enough: after some in a row that were not, no more are made of these vectors."""
+        self._vain = 0 if enough else self._vain + 1
 
     def products(
         self, x: Float[np.ndarray, "n d"], k: int
@@ -178,14 +202,15 @@ class Halves:
         Returns:
             Ids, -1 behind them; and the queries for which no list would be short, so that none was made.
         """
+        self._grow()
         keys, n, stored = self._matrix(), len(x), self._codes.ntotal
-        short, lost = rounded(torch.from_numpy(self._raised(x)))
-        # Only what was a query's own was rounded.
-        error = self._error(lengths(x)) + lost.numpy() * (self._longest + self._lost)
-        choice, whole = _Choice(error, k), stored // _GROUP * _GROUP
+        # Only what is a query's own is rounded.
+        short, lost = rounded(torch.from_numpy(self._raised(x, _ONES)))
+        choice, whole = _Choice(self._error(x, lost.numpy()), k), stored // _GROUP * _GROUP
         tile = min(whole, _SCORES // n // _GROUP * _GROUP)
         if len(self._room) < n * tile:  # kept: fresh memory costs as much as the choice
-            self._room = torch.empty(n * tile, dtype=torch.bfloat16, device="cpu")
+            with torch.inference_mode(False):
+                self._room = torch.empty(n * tile, dtype=torch.bfloat16, device="cpu")
         for begin in range(0, whole, tile):
             part = keys[begin : min(begin + tile, whole)]
             scores = self._room[: n * len(part)].view(n, len(part))

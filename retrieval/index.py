@@ -249,6 +249,8 @@ class Index(SearchSettings, Searchable):
             return Neighbors.none(*batch, k)
         # A product of all with themselves tells in one pass that all is well; if it does not, which rows it is.
         real = None if math.isfinite(np.vdot(x, x)) else np.isfinite(x).all(1)
+        if real is not None and not real.any():
+            return Neighbors.none(*batch, k)
         with counters_lock:
             asked = x if real is None else x[real]
             self._search = self._search or search_of(self._index)

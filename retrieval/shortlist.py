@@ -28,7 +28,6 @@ __all__ = [
     "multiplies_bfloat16",
     "ragged",
     "rounded",
-    "turned",
 ]
 
 # The ends of the order of bfloat16's bits as whole numbers.
@@ -84,7 +83,7 @@ def float_floor(kth: Float[np.ndarray, " n"], error: np.ndarray) -> Float[np.nda
 
 def half_floor(kth: Int[np.ndarray, " n"], error: np.ndarray) -> Int[np.ndarray, " n"]:
     """The same for the bits of numbers that were rounded to bfloat16, made monotone."""
-    score = (turned(kth).astype(np.int32) << 16).view(np.float32).astype(np.float64)
+    score = (_turned(kth).astype(np.int32) << 16).view(np.float32).astype(np.float64)
     # What the k best are at least, less what one of them may have lost.
     bits = float_floor(score - _HALF_UNIT * np.abs(score), error).view(np.int32)
     # The upper half, in the order of whole numbers: what is cut off only lowers it.
@@ -93,13 +92,13 @@ def half_floor(kth: Int[np.ndarray, " n"], error: np.ndarray) -> Int[np.ndarray,
     return np.maximum(floor, _LEAST) - np.int16(1)
 
 
-def turned(bits: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+def _turned(bits: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Bits of bfloat16 from and to whole numbers in the same order."""
     return bits ^ ((bits >> 15) & np.int16(0x7FFF))
 
 
 # One above minus infinity, so that one less is not below.
-_LEAST = turned(np.array([-0x80], np.int16))[0] + np.int16(2)
+_LEAST = _turned(np.array([-0x80], np.int16))[0] + np.int16(2)
 
 
 def ragged(counts: Int[np.ndarray, " n"], values: np.ndarray, fill: int = -1) -> np.ndarray:

@@ -7,9 +7,9 @@ squared distance. Comparisons are no operations: they show in the bytes.
 ==========================  =======================================================================================
 structure                   one search of a vector, ``ndis`` stored entries visited
 ==========================  =======================================================================================
-Flat                        ``n`` pairs; from four queries up, and where half the bits are read, a shortlist of each,
-                            somewhat longer than ``k``, once more one by one (:func:`retrieval.flat.margin`; longer
-                            where near ties ask for it)
+Flat                        ``n`` pairs; from four queries up, and in a large store, a shortlist of each, somewhat
+                            longer than ``k``, once more one by one (:func:`retrieval.flat.margin`; longer where near
+                            ties ask for it)
 SQ8, SQ6, SQ4               ``n`` pairs, and ``4d`` to decode each entry; none for fp16, bf16 and direct 8-bit codes
 PQ{M}x{b}                   a table of ``M`` x ``2^b`` pairs of parts + ``M`` additions for each of ``n`` entries
 PQ{M}x4fs (fast-scan)       the same, the additions on integers
@@ -39,11 +39,11 @@ many of the operations are of that kind is said in ``intops``. A processor makes
 FLOPs are an upper bound and the bytes are the cost.
 
 Bytes. *Read*: each code that is compared, with the id (8 bytes) or the link (4) by which it is found; where a block of
-256 queries is one product of matrices (Flat, centroids), each matrix once; half of a large flat store where a query
-comes almost alone (:mod:`retrieval.halves`). *Written*: tables made for a query, vectors transformed; and the copy in
-half the bits of a flat store, by the first search that uses it. *Random*: the part of the bytes read and written that
-lies where the data says: vectors visited in a graph, those of a shortlist, and rows that a refinement looks up. A scan
-is sequential, and so is an inverted list from its first entry to its last.
+256 queries is one product of matrices (Flat, centroids), each matrix once. *Written*: tables made for a query, vectors
+transformed. *Random*: the part of the bytes read and written that lies where the data says: vectors visited in a graph,
+those of a shortlist, and rows that a refinement looks up. A scan is sequential, and so is an inverted list from its
+first entry to its last. One bill on every machine: what a copy in half the bits takes (:mod:`retrieval.halves`) and
+what it saves are not on it.
 Results are the caller's.
 """
 

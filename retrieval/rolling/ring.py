@@ -258,7 +258,9 @@ class Ring(Enrolled):
             keys: ``[rows, heads, capacity, d_key]``, lost: ``[rows, heads, capacity]``
         """
         if self._rounded is None:
-            self._rounded = rounded(self.keys)
+            # It is written to later, which no tensor made for inference alone may be.
+            with torch.inference_mode(False):
+                self._rounded = rounded(self.keys)
         return self._rounded
 
     def state(self) -> dict[str, Tensor]:

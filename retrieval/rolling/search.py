@@ -94,9 +94,10 @@ def ranked(
     )
     if not scores.max(initial=-np.inf) < np.inf:
         scores[~(scores < np.inf)] = -np.inf
-    # A slot of -1 reads some other one's.
     first = ring.first[row][:, None]
     age = ring.index.numpy().ravel().take(slots + row[:, None] * ring.capacity) - first
+    # A slot of -1 has read some other row's.
+    np.putmask(age, none, 0)
     if (empty := age < 0).any():
         scores[empty], age[empty] = -np.inf, 0
     packed = words(scores, age)
@@ -296,7 +297,8 @@ def without_strange(
 ) -> tuple[Float[np.ndarray, "m q d"], Int[np.ndarray, " strange"]]:
     """Queries, zeros in place of those that are not finite; and which these are, of all in a row."""
     # A sum of what is not finite is not either, and is one pass.
-    if np.isfinite(queries.sum()):
-        return queries, np.zeros(0, np.int64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(queries.sum()):
+            return queries, np.zeros(0, np.int64)
     strange = ~np.isfinite(queries).all(2, keepdims=True)
     return np.where(strange, np.float32(0), queries), np.flatnonzero(strange)

@@ -48,3 +48,8 @@ def test_cat_puts_batches_below_each_other_and_adds_up_their_work():
     assert both.scores.tolist() == [[1.0], [2.0], [0.0]]
     assert both.mask.tolist() == [[True], [True], [False]]
     assert both.work == {"flops": 12, "bytes": 6, "bytes_written": 0, "bytes_random": 2, "intops": 1}
+
+
+def test_scores_without_ids_are_refused():
+    with pytest.raises((ValueError, RuntimeError)):
+        Neighbors.of(torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.long))

@@ -119,3 +119,32 @@ def test_without_instructions_for_it_nothing_is_rounded(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda names=names: names)
         assert multiplies_bfloat16() == (expected and torch.backends.mkldnn.is_available())
         multiplies_bfloat16.cache_clear()
+
+
+def test_a_place_without_a_slot_reads_no_other_row():
+    """Whose write indices may be larger than a row has entries."""
+    found = []
+    for backend in ("dense", "exact"):
+        memory = RollingMemory(2, 1, 8, D, D, backend=backend)
+        state = memory.state_dict()
+        state["written"][0] = state["begin"][0] = 2**33
+        memory.load_state_dict(state)
+        keys = torch.randn(2, 1, 8, D, generator=torch.Generator().manual_seed(0))
+        memory.add(keys[:1], keys[:1], rows=torch.tensor([0]))
+        memory.add(keys[1:, :, :3], keys[1:, :, :3], rows=torch.tensor([1]))
+        found.append(memory.search(keys, 5))
+        assert found[-1].mask[1].sum(-1).eq(3).all()
+        assert found[-1].scores.isfinite().all()
+    assert torch.equal(found[0].ids, found[1].ids)
+
+
+def test_a_search_for_inference_keeps_a_memory_as_it_is(monkeypatch):
+    monkeypatch.setattr(search, "_ROUNDED", 1)
+    monkeypatch.setattr(search, "multiplies_bfloat16", lambda: True)
+    keys = torch.randn(1, 1, 8, D, generator=torch.Generator().manual_seed(0))
+    memory = RollingMemory(1, 1, 8, D, D, backend="dense")
+    memory.add(keys, keys)
+    with torch.inference_mode():
+        memory.search(keys, 3)
+    memory.add(keys, keys)
+    assert torch.equal(memory.search(keys, 1).ids.flatten(), torch.arange(8, 16))
