@@ -174,7 +174,7 @@ class FlatSearch:
     def _plain(self, x: np.ndarray, k: int, more: int | None = None) -> tuple[np.ndarray, np.ndarray, Work]:
         """The same by FAISS alone."""
         n, stored = len(x), self.index.ntotal
-        if self._one_by_one(n):
+        if _one_by_one(n, stored):
             return self._few(x, k, stored)
         length = min(stored, k + (margin(k, stored) if more is None else more))
         if len(pieces := _pieces(n, length)) > 1:
@@ -235,7 +235,7 @@ class FlatSearch:
 
     def _few(self, x: np.ndarray, k: int, stored: int) -> tuple[np.ndarray, np.ndarray, Work]:
         """The same for queries that FAISS compares one pair at a time: its scores are exact."""
-        if not self._one_by_one(len(x)):
+        if not _one_by_one(len(x), stored):
             # What one thread does in less than a millisecond.
             with faiss_threads(1):
                 return self._few(x, k, stored)
@@ -243,13 +243,15 @@ class FlatSearch:
         scores, ids = self._faiss(x, length)
         # The lengths of all together bound every score: if that is finite, FAISS has dropped nothing.
         query, key = math.sqrt(np.vdot(x, x)), self._longest_key(stored)
-        size = query * key if self._metric == "ip" else (query + key) ** 2
+        whole = (query * key if self._metric == "ip" else (query + key) ** 2) < LARGEST
         # Of so few rows Python's own numbers tell in half the time of arrays.
-        rows = scores.tolist()
-        whole = length == stored or all(row[k - 1] > row[-1] for row in rows)
-        if not (whole and size < LARGEST):
+        tied = False
+        for row in scores.tolist():
+            whole = whole and (length == stored or row[k - 1] > row[-1])
+            tied = tied or len(set(row)) < length
+        if not whole:
             return self._settled(x, k, self._listed(x, scores, ids))
-        if any(len(set(row)) < length for row in rows):
+        if tied:
             best = _FEW[: len(x)], np.lexsort((ids, -scores))[:, :k]
             scores, ids = scores[best], ids[best]
         elif length > k:
@@ -278,7 +280,7 @@ class FlatSearch:
 
         def error() -> np.ndarray:
             most = rounding(lengths(x), self._longest_key(stored), self.index.d, self._metric)
-            return np.where(np.isinf(most), most, 0) if self._one_by_one(n) else most
+            return np.where(np.isinf(most), most, 0) if _one_by_one(n, stored) else most
 
         found, ids = settle(shortlist, n, stored, k, error, every, longest - k)[:2]
         return found, ids, work
@@ -322,11 +324,7 @@ class FlatSearch:
         last = scores[:, -1].copy()
         if ids[:, -1].min() < 0:  # what FAISS has dropped because its own score was no number
             scores[ids < 0] = np.inf
-        return (scores if self._one_by_one(len(x)) else self._exact(x, scores, ids)), ids, last
-
-    def _one_by_one(self, n: int) -> bool:
-        """Whether FAISS compares so many queries pair by pair, always alike: not where threads share one query."""
-        return n < _PRODUCT and (self.index.ntotal < _SHARED or n >= faiss.omp_get_max_threads())
+        return (scores if _one_by_one(len(x), self.index.ntotal) else self._exact(x, scores, ids)), ids, last
 
     def _exact(self, x: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Scores of pairs one by one, into an array as large as that of the ids."""
@@ -342,6 +340,11 @@ class FlatSearch:
             rows = keys[begin * index.d : (begin + n) * index.d].reshape(n, index.d)
             self._longest, self._seen = max(self._longest, float(lengths(rows).max())), begin + n
         return self._longest
+
+
+def _one_by_one(n: int, stored: int) -> bool:
+    """Whether FAISS compares so many queries pair by pair, always alike: not where threads share one query."""
+    return n < _PRODUCT and (stored < _SHARED or n >= faiss.omp_get_max_threads())
 
 
 def _pieces(n: int, length: int) -> list[int]:
