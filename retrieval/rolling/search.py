@@ -133,9 +133,9 @@ def dense(
     """
     m, q, d = queries.shape
     high = max((end for row, _ in memories for _, end in ring.segments(row)), default=0)
-    found = Found(np.full((m * q, k), -np.inf, np.float32), np.full((m * q, k), -1, np.int64))
     if not high or not q:
-        return found
+        return Found(np.full((m * q, k), -np.inf, np.float32), np.full((m * q, k), -1, np.int64))
+    found = Found(np.empty((m * q, k), np.float32), np.empty((m * q, k), np.int64))
     some, many = max(1, _TILE // (q * high)), min(q, max(_QUERIES, _TILE // high))
     asked, longest, factors = lengths(queries), _longest(ring, memories), torch.from_numpy(queries)
     error = _error(asked, longest, d)
