@@ -16,8 +16,9 @@ from torch import Tensor
 
 from retrieval.building import add_work, train_work
 from retrieval.exact import Metric
-from retrieval.kinds import core, refuse_unpriced, unwrap
+from retrieval.kinds import FLAT, core, refuse_unpriced, unwrap
 from retrieval.neighbors import Neighbors
+from retrieval.rounding import refuse_long
 from retrieval.runtime import blas_threshold, counters_lock, faiss
 from retrieval.search import Searchable, check_queries, run_search
 from retrieval.searching import Search, SearchSettings, search_of
@@ -110,7 +111,8 @@ class Index(SearchSettings, Searchable):
             vectors: ``[n, d]``
 
         Raises:
-            ValueError: If a value is not finite, or ``n`` is too small to train on.
+            ValueError: If a value is not finite, a vector is too long to make clusters of, or ``n`` is too small to
+                train on.
         """
         with counters_lock:
             self._train(checked_vectors(vectors))
@@ -118,6 +120,8 @@ class Index(SearchSettings, Searchable):
 
     def _train(self, x: np.ndarray) -> Any:
         index = self._made(x.shape[1])
+        if not isinstance(core(index), (*FLAT, faiss.IndexHNSW)):
+            refuse_long(x, self.factory)
         if index.is_trained:
             return index
         begin = time.perf_counter()

@@ -9,12 +9,14 @@ from jaxtyping import Float
 
 from retrieval.exact import Metric
 
-__all__ = ["LARGEST", "largest_rounding", "lengths", "most_of", "rounding"]
+__all__ = ["LARGEST", "LONGEST", "largest_rounding", "lengths", "most_of", "refuse_long", "rounding"]
 
 # Twice the unit roundoff of float32: each of the two scores may be off to its own side.
 _TWICE = 2.0**-23
 # Where a sum of products may overflow, nothing can be said.
 LARGEST = 1e38
+# Length up to which clusters can be made of vectors: a sum of squares of many of them is a float32.
+LONGEST = 1e18
 # What is lost, of each product, where numbers are too small to be normal.
 _LOST = 2.0**-125
 
@@ -64,3 +66,22 @@ def largest_rounding(x: Float[np.ndarray, "n d"], keys: float, metric: Metric) -
 def most_of(size: float, d: int) -> float:
     """The most by which two ways of adding up ``d`` products differ, whose absolute values have that sum at most."""
     return _TWICE * (d + 4) * size + d * _LOST if size < LARGEST else math.inf
+
+
+def refuse_long(x: Float[np.ndarray, "*batch d"], kind: str) -> None:
+    """Refuse vectors of which clusters cannot be made: where products overflow, FAISS ends the process.
+
+    Args:
+        x: The vectors.
+        kind: What they are for.
+
+    Raises:
+        ValueError: If one is longer than 1e18; it says which.
+    """
+    longest = lengths(x)
+    if longest.size and (most := float(longest.max())) > LONGEST:
+        place = ", ".join(str(int(i)) for i in np.unravel_index(int(longest.argmax()), longest.shape))
+        raise ValueError(
+            f"vector {place} has length {most:.1e}, and {kind} takes lengths up to {LONGEST:.0e}: scale vectors down, "
+            "or compare them all (a flat store, a dense backend)"
+        )

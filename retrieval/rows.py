@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -16,10 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["gradient_rows", "match_rows", "sum_rows"]
+__all__ = ["gradient_rows", "match_rows", "row_items", "sum_rows", "take_rows"]
 
 # Bytes of rows that stay in a CPU's cache until they are multiplied.
-PIECE = 1 << 19
+PIECE = 1 << 20
+# Bytes of a row up to which a copy of it costs less than what sorting saves.
+NARROW = 1 << 10
 
 # Torch says once in a process that compressed sparse matrices are new. What is made of one here has a test.
 with warnings.catch_warnings():
@@ -74,6 +77,34 @@ def sum_rows(
     return _SumRows.apply(table, _flat(rows), weight, sparse).view(*rows.shape[:-1], table.shape[1])
 
 
+def take_rows(table: Float[Tensor, "vocab width"], rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
+    """A copy of rows, as ``index_select`` makes it; in float32 on CPUs memory is asked for them ahead of time.
+
+    Args:
+        table: What they are copied out of; not recorded by autograd.
+        rows: Which ones.
+
+    Shapes:
+        table: ``[vocab, width]``; rows: ``[rows]``; output: ``[rows, width]``.
+    """
+    if table.device.type != "cpu" or table.dtype != torch.float32 or not len(rows):
+        return table.detach().index_select(0, rows)
+    # Sums of bags of one, whose kernel does so. What F.embedding_bag checks in Python takes a tenth of the time.
+    return torch.embedding_bag(table.detach(), rows, torch.arange(len(rows)))[0]
+
+
+def row_items(x: Float[Tensor, "rows width"]) -> np.ndarray:
+    """A matrix for NumPy, each row an item: copied as a whole, in half the time that torch takes for its numbers.
+
+    Args:
+        x: On a CPU and contiguous; its memory is shared.
+
+    Shapes:
+        x: ``[rows, width]``; result: ``[rows]``.
+    """
+    return x.detach().numpy().view(f"V{x.shape[1] * x.element_size()}")[:, 0]
+
+
 def gradient_rows(
     grad: Float[Tensor, "vocab width"],
 ) -> tuple[Int[Tensor, "named"], Float[Tensor, "named width"]]:
@@ -99,16 +130,17 @@ class _MatchRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table: Tensor, rows: Tensor, query: Tensor, sparse: bool) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(table, rows, query)
-        ctx.spread = _spread_named if sparse else _spread
-        return _dots(table, rows, query)
+        ctx.sparse = sparse
+        return torch.ops.mnemograph.dot_rows(table, rows, query)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         table, rows, query = ctx.saved_tensors
         wanted, _, asked, _ = ctx.needs_input_grad
+        spread, given = (_spread_named, _by_row(table, rows)) if wanted and ctx.sparse else (_spread, ())
         return (
-            ctx.spread(table, rows, grad, query) if wanted else None,
+            spread(table, rows, grad, query, *given) if wanted else None,
             None,
             _sums(table, rows, grad) if asked else None,
             None,
@@ -121,7 +153,7 @@ class _SumRows(torch.autograd.Function):
         ctx, table: Tensor, rows: Tensor, weight: Tensor | None, sparse: bool
     ) -> Tensor:
         ctx.save_for_backward(table, rows, weight)
-        ctx.spread = _spread_named if sparse else _spread
+        ctx.sparse = sparse
         return _sums(table, rows, weight)
 
     @staticmethod
@@ -129,10 +161,12 @@ class _SumRows(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         table, rows, weight = ctx.saved_tensors
         wanted, _, weighted, _ = ctx.needs_input_grad
+        # Sorted once for both.
+        spread, given = (_spread_named, _by_row(table, rows)) if wanted and ctx.sparse else (_spread, ())
         return (
-            ctx.spread(table, rows, weight, grad) if wanted else None,
+            spread(table, rows, weight, grad, *given) if wanted else None,
             None,
-            _dots(table, rows, grad) if weighted else None,
+            torch.ops.mnemograph.dot_rows(table, rows, grad, *given) if weighted else None,
             None,
         )
 
@@ -140,10 +174,6 @@ class _SumRows(torch.autograd.Function):
 def _flat(x: Tensor) -> Tensor:
     """One batch dimension, however many there are."""
     return x.flatten(0, -2) if x.ndim > 1 else x[None]
-
-
-def _dots(table: Tensor, rows: Tensor, query: Tensor) -> Tensor:
-    return torch.ops.mnemograph.dot_rows(table, rows, query)
 
 
 def _sums(table: Tensor, rows: Tensor, weight: Tensor | None) -> Tensor:
@@ -159,12 +189,18 @@ def _spread(table: Tensor, rows: Tensor, weight: Tensor | None, x: Tensor) -> Te
     return torch.ops.mnemograph.add_to_rows(x, rows, weight, len(table))
 
 
-def _spread_named(table: Tensor, rows: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
-    """The same, of the rows that were named alone: sums of sorted bags, which need no sorting afterwards."""
+def _by_row(table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All names in order, where each stood, and who named it."""
     named, order = torch.sort(rows.flatten().to(_narrowest(len(table))))
+    return named, order, order.div(rows.shape[1], rounding_mode="floor")
+
+
+def _spread_named(
+    table: Tensor, rows: Tensor, weight: Tensor | None, x: Tensor, named: Tensor, order: Tensor, who: Tensor
+) -> Tensor:
+    """The same, of the rows that were named alone: sums of sorted bags, which need no sorting afterwards."""
     names, counts = torch.unique_consecutive(named, return_counts=True)
     weight = None if weight is None else weight.flatten().index_select(0, order)
-    who = order.div_(rows.shape[1], rounding_mode="floor")
     first = counts.cumsum(0) - counts
     sums = F.embedding_bag(who, x, first, mode="sum", per_sample_weights=weight)
     return torch.sparse_coo_tensor(
@@ -173,43 +209,54 @@ def _spread_named(table: Tensor, rows: Tensor, weight: Tensor | None, x: Tensor)
 
 
 # Both are one operator, so that the bill is the same on every device, however the work is put in order.
-torch.library.define("mnemograph::dot_rows", "(Tensor table, Tensor rows, Tensor query) -> Tensor")
+torch.library.define(
+    "mnemograph::dot_rows",
+    "(Tensor table, Tensor rows, Tensor query, Tensor? named=None, Tensor? order=None, Tensor? who=None) -> Tensor",
+)
 
 
 @torch.library.impl("mnemograph::dot_rows", "CompositeExplicitAutograd")
-def _dot_rows(table: Tensor, rows: Tensor, query: Tensor) -> Tensor:
+def _dot_rows(
+    table: Tensor,
+    rows: Tensor,
+    query: Tensor,
+    named: Tensor | None = None,
+    order: Tensor | None = None,
+    who: Tensor | None = None,
+) -> Tensor:
     result = query.new_empty(rows.shape)
     if rows.is_meta or not rows.numel():
         return result
-    if rows.is_cuda or table.dtype not in (torch.float32, torch.float64):
+    if rows.is_cuda or table.dtype not in (torch.float32, torch.float64) or _hardly_named(table, rows):
         row = rows.shape[1] * table.shape[1] * table.element_size()
         size = len(rows) if rows.is_cuda else max(1, PIECE // row)
-        for asked, named, out in zip(
+        for asked, names, out in zip(
             query[:, None].split(size), rows.split(size), result[:, None].split(size), strict=True
         ):
+            read = take_rows(table, names.flatten()).view(*names.shape, -1)
             # Autocast leaves products into a given result alone; for it the rows would have to be cast first.
-            torch.bmm(asked, F.embedding(named, table).mT, out=out)
+            torch.bmm(asked, read.mT, out=out)
         return result
     # Row after row: then the table is read from end to end, and what is read at random are queries, which a cache
     # holds: a sixth to a half of the time.
-    named, order = torch.sort(rows.flatten().to(_narrowest(len(table))))
-    who = order.div(rows.shape[1], rounding_mode="floor")
-    if len(table) <= 4 * len(named):
-        asked = torch.sparse_csr_tensor(
-            F.pad(torch.bincount(named, minlength=len(table)).cumsum(0), (1, 0)),
-            who,
-            query.new_zeros(len(who)),
-            (len(table), len(query)),
-            check_invariants=False,
-        )
-        dots = torch.sparse.sampled_addmm(asked, table.detach(), query.t(), beta=0.0).values()
-    else:
-        # Twice the time for a product, but none for rows that nobody named.
-        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            table.detach(), query, who, who, named.long(), 0
-        )
+    if named is None or order is None or who is None:
+        named, order, who = _by_row(table, rows)
+    asked = torch.sparse_csr_tensor(
+        F.pad(torch.bincount(named, minlength=len(table)).cumsum(0), (1, 0)),
+        who,
+        query.new_zeros(len(who)),
+        (len(table), len(query)),
+        check_invariants=False,
+    )
+    dots = torch.sparse.sampled_addmm(asked, table.detach(), query.t(), beta=0.0).values()
     result.view(-1).index_copy_(0, order, dots)
     return result
+
+
+def _hardly_named(table: Tensor, rows: Tensor) -> bool:
+    """Whether so few rows are named, or so few of them twice, that nothing is gained by their order."""
+    narrow = table.shape[1] * table.element_size() <= NARROW
+    return len(table) >= rows.numel() * (1 if narrow else 4)
 
 
 @register_flop_formula(torch.ops.mnemograph.dot_rows)
@@ -217,7 +264,7 @@ def _dot_flops(table: torch.Size, rows: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * rows.numel() * table[1]
 
 
-def _dot_bytes(table: Tensor, rows: Tensor, query: Tensor, **_: Any) -> tuple[int, int, int]:
+def _dot_bytes(table: Tensor, rows: Tensor, query: Tensor, *_: Any, **__: Any) -> tuple[int, int, int]:
     """Read: a row for every name, at random, the names and the queries; written: a number for every name."""
     vectors, names = (n * table.element_size() for n in (rows.numel() * table.shape[1], rows.numel()))
     asked = query.numel() * query.element_size()

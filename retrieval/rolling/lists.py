@@ -12,6 +12,7 @@ from retrieval.building import train_work
 from retrieval.flat import margin
 from retrieval.rolling.ring import Ring
 from retrieval.rolling.search import Found, Memory, exact, joined, settled
+from retrieval.rounding import LONGEST
 from retrieval.runtime import blas_threshold, faiss
 from retrieval.work import Visits, Work, counted_search, search_work
 
@@ -62,7 +63,10 @@ class RingLists:
     def added(self, at: Tensor, n: int) -> None:
         """Take in the last ``n`` entries of rows, or train anew if it is time."""
         for row in at.tolist():
-            if self.ring.written[row] >= self.due[row]:
+            if float(self.ring.norms[row].max()) > LONGEST:
+                # No clusters can be made of these: all entries of the row are compared.
+                self.reset(torch.tensor([row]))
+            elif self.ring.written[row] >= self.due[row]:
                 self._train(row)
             elif self.trained[row]:
                 slots = self.ring.slots(row)[-n:] if n else np.empty(0, np.int64)

@@ -280,3 +280,16 @@ def test_the_blas_switch_is_given_back():
     before = faiss.cvar.distance_compute_blas_threshold
     Index("IVF4,Flat").add(vectors(200)).search(vectors(3), 2)
     assert faiss.cvar.distance_compute_blas_threshold == before
+
+
+@pytest.mark.parametrize("factory", ["IVF4,Flat", "PQ4", "OPQ4,PQ4"])
+def test_vectors_too_long_for_clusters_are_refused(factory):
+    """FAISS would end the process."""
+    vectors = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    index = Index(factory)
+    with pytest.raises(ValueError, match=r"vector \d+ has length .* up to 1e\+18: scale vectors down"):
+        index.train(5e37 * vectors)
+    index.train(vectors)
+    with pytest.raises(ValueError, match="has length"):
+        index.add(5e37 * vectors)
+    assert len(index.add(1e16 * vectors)) == 300

@@ -337,3 +337,20 @@ def test_what_searches_off_the_cpu_finds_the_same():
         assert torch.equal(ids[found.mask], found.ids[found.mask])
         assert torch.equal(scores[found.mask], found.scores[found.mask])
     assert real.to("cpu") is real
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_keys_too_long_for_lists_are_all_compared(late):
+    """FAISS would end the process where it makes clusters of them."""
+    generator = torch.Generator().manual_seed(0)
+    memories = [RollingMemory(1, 1, 64, 8, 2, backend=b, nlist=4, nprobe=1) for b in ("ivf", "exact")]
+    for step in range(6):
+        keys = torch.randn(1, 1, 40, 8, generator=generator)
+        if step >= 3 * late:
+            keys[0, 0, 7] *= 3e37
+        for memory in memories:
+            memory.add(keys, keys[..., :2])
+    queries = torch.randn(1, 1, 5, 8, generator=generator)
+    found = [memory.search(queries, 4) for memory in memories]
+    assert torch.equal(found[0].ids, found[1].ids)
+    assert torch.equal(found[0].scores, found[1].scores)
