@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from retrieval.rows import row_items, take_rows
+
 __all__ = ["CACHED", "adam_rows"]
 
 # Bytes of rows that stay in a CPU's cache while they are changed.
 CACHED = 1 << 19
 # The part of a table's rows from which a CPU moves all of them, and puts the others back: memory is read in order.
 MOST = 0.7
+# Rows of a run, on average, from which runs are changed where they stand.
+RUN = 128
 
 
 def adam_rows(
@@ -77,53 +81,56 @@ def _adam_rows(
     settings = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps / (1 - beta2**step) ** 0.5}
     settings |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
     number = torch.tensor(float(step), device=table.device)
-    parts = table, mean, square
+    parts, grad = (table, mean, square), grad.contiguous()
     on_cpu = table.device.type == "cpu"
     size = max(1, CACHED // (grad.element_size() * table.shape[1])) if on_cpu else len(table)
 
-    def move(new: Tensor, changed: Sequence[Tensor]) -> None:
-        torch._fused_adam_(changed[:1], [new], changed[1:2], changed[2:], [], [number], **settings)  # type: ignore[arg-type]
+    def move(new: Sequence[Tensor], changed: Sequence[Sequence[Tensor]]) -> None:
+        torch._fused_adam_(changed[0], new, changed[1], changed[2], [], [number] * len(new), **settings)  # type: ignore[arg-type]
 
-    if on_cpu and len(rows) > MOST * len(table):
+    if on_cpu and len(rows) > MOST * len(table) and all(part.is_contiguous() for part in parts):
+        lengths, sizes = _runs(rows, len(table))
+        if len(rows) >= RUN * len(lengths):
+            move(grad.split(lengths), [part.split(sizes)[1::2] for part in parts])
+            return
         rest = torch.ones(len(table), dtype=torch.bool).index_fill_(0, rows, False).nonzero()[:, 0]
-        kept = [_taken(part, rest) for part in parts]
+        kept = [take_rows(part, rest) for part in parts]
         # What stands in place of the rows without a gradient does not matter.
         new = grad.new_zeros(size, table.shape[1])
         ends = torch.searchsorted(rows, torch.arange(0, len(table) + size, size)).diff().tolist()
         pieces = [part.split(size) for part in parts]
+        put = _writer(new)
         for n, (here, given) in enumerate(zip(rows.split(ends), grad.split(ends), strict=True)):
-            _put(new, here - n * size, given)
-            changed = [piece[n] for piece in pieces]
-            move(new[: len(changed[0])], changed)
+            put(here - n * size, given)
+            changed = [[piece[n]] for piece in pieces]
+            move([new[: len(changed[0][0])]], changed)
         for part, old in zip(parts, kept, strict=True):
-            _put(part, rest, old)
+            _writer(part)(rest, old)
         return
+    writers = [_writer(part) for part in parts]
     for here, given in zip(rows.split(size), grad.split(size), strict=True):
-        changed = [_taken(part, here) for part in parts]
-        move(given, changed)
-        for part, values in zip(parts, changed, strict=True):
-            _put(part, here, values)
+        changed = [[take_rows(part, here)] for part in parts]
+        move([given], changed)
+        for put, (values,) in zip(writers, changed, strict=True):
+            put(here, values)
 
 
-def _taken(table: Tensor, rows: Tensor) -> Tensor:
-    """A copy of rows."""
-    if table.device.type != "cpu" or table.dtype != torch.float32 or not len(rows):
-        return table.index_select(0, rows)
-    # Sums of bags of one, whose kernel asks memory for rows ahead of time.
-    return F.embedding_bag(rows[:, None], table.detach(), mode="sum")
+def _runs(rows: Tensor, n_rows: int) -> tuple[list[int], list[int]]:
+    """The lengths of runs of neighbours; and those of gaps and runs in turn, from the first row to the last."""
+    last = F.pad(rows.diff() != 1, (0, 1), value=True).nonzero()[:, 0]
+    lengths = last.diff(prepend=last.new_tensor([-1]))
+    ends = rows[last] + 1
+    gaps = ends - lengths - F.pad(ends[:-1], (1, 0))
+    sizes = torch.stack([gaps, lengths], 1).flatten().tolist()
+    return lengths.tolist(), [*sizes, n_rows - sum(sizes)]
 
 
-def _put(table: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Writes rows, each but once."""
+def _writer(table: Tensor) -> Callable[[Tensor, Tensor], object]:
+    """What writes rows of a table, each but once."""
     if table.device.type != "cpu" or not table.is_contiguous():
-        table.index_copy_(0, rows, values)
-    else:
-        # A row is one item to NumPy, copied as a whole; torch copies number after number, in twice the time.
-        _items(table)[rows.numpy()] = _items(values)
-
-
-def _items(x: Tensor) -> Any:
-    return x.detach().numpy().view(f"V{x.shape[1] * x.element_size()}")[:, 0]
+        return lambda rows, values: table.index_copy_(0, rows, values)
+    items = row_items(table)
+    return lambda rows, values: items.__setitem__(rows.numpy(), row_items(values))
 
 
 @torch.library.register_fake("mnemograph::adam_rows")

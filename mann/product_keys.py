@@ -25,6 +25,10 @@ _LEAKS = (
 )
 
 
+# Numbers in float32 that top_ids() compares as fast as they are put into groups.
+DIRECT = 1 << 9
+
+
 class ProductKeys(nn.Module):
     r"""Two sets of :math:`n` keys, compared with the two halves of a query, name :math:`k` of :math:`n^2` rows.
 
@@ -100,20 +104,26 @@ class ProductKeys(nn.Module):
         # Halves before tokens, as the product of matrices leaves them: what follows goes along rows in memory.
         scores = _match(halves.permute(1, 2, 0, 3).flatten(0, 1), self.keys.flatten(0, 1))
         scores = scores.unflatten(0, (self.n_heads, 2))
-        keys = self._best(scores.detach())
-        top = scores.gather(-1, keys).sum(1)
+        keys, sums = self._best(scores.detach())
+        top = _Picked.apply(scores, keys, sums) if _own_gradient(scores) else scores.gather(-1, keys).sum(1)
         rows = keys[:, 0] * self.n_keys + keys[:, 1]
         shape = (*x.shape[:2], self.n_heads, self.k)
         return top.transpose(0, 1).reshape(shape), rows.transpose(0, 1).reshape(shape)
 
-    def _best(self, scores: Float[Tensor, "heads 2 n keys"]) -> Int[Tensor, "heads 2 n k"]:
-        """The key of each half in each of the best pairs."""
+    def _best(
+        self, scores: Float[Tensor, "heads 2 n keys"]
+    ) -> tuple[Int[Tensor, "heads 2 n k"], Float[Tensor, "heads n k"]]:
+        """The key of each half in each of the best pairs, and the scores of these pairs."""
         at = largest(scores, self.k)
         best = scores.gather(-1, at)
-        sums = best[:, 0].index_select(-1, self.first) + best[:, 1].index_select(-1, self.second)
+        # Gathered, as index_select takes columns one after the other, in three times the time.
+        shape = (*best.shape[:1], best.shape[2], len(self.first))
+        sums = best[:, 0].gather(-1, self.first.expand(shape)) + best[:, 1].gather(
+            -1, self.second.expand(shape)
+        )
         chosen = top_ids(sums, self.k)
-        ranks = torch.stack([self.first[chosen], self.second[chosen]], 1)
-        return at.gather(-1, ranks)
+        ranks = [rank.index_select(0, chosen.flatten()).view_as(chosen) for rank in (self.first, self.second)]
+        return at.gather(-1, torch.stack(ranks, 1)), sums.gather(-1, chosen)
 
 
 def largest(scores: Float[Tensor, "*batch n"], k: int) -> Int[Tensor, "*batch k"]:
@@ -132,7 +142,7 @@ def largest(scores: Float[Tensor, "*batch n"], k: int) -> Int[Tensor, "*batch k"
     n = scores.shape[-1]
     # The power of two next to the best size, sqrt(n / k).
     size = 1 << max(0, (n // k).bit_length() // 2)
-    if size < 4 or n % size:
+    if size < 4 or n % size or (n <= DIRECT and scores.dtype == torch.float32):
         return top_ids(scores, k)
     maxima = scores.unflatten(-1, (size, -1)).amax(-2)
     groups = top_ids(maxima, k)
@@ -145,9 +155,12 @@ def _match(
     queries: Float[Tensor, "n rows d"], keys: Float[Tensor, "n keys d"]
 ) -> Float[Tensor, "n rows keys"]:
     """The scores of all keys for each query."""
-    if compute_dtype(queries) == queries.dtype and not torch._C._are_functorch_transforms_active():
-        return _Match.apply(queries, keys)
-    return queries @ keys.mT
+    return _Match.apply(queries, keys) if _own_gradient(queries) else queries @ keys.mT
+
+
+def _own_gradient(x: Tensor) -> bool:
+    """Not where autocast chooses types, nor for transforms of torch.func, which know torch's own operators only."""
+    return compute_dtype(x) == x.dtype and not torch._C._are_functorch_transforms_active()
 
 
 class _Match(torch.autograd.Function):
@@ -168,6 +181,23 @@ class _Match(torch.autograd.Function):
             products(grad, keys) if asked else None,
             products(queries.mT.contiguous(), grad).mT if wanted else None,
         )
+
+
+class _Picked(torch.autograd.Function):
+    """The scores of pairs, which are known, as the sums of the scores of their keys."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, keys: Tensor, sums: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(keys)
+        ctx.shape = scores.shape
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        (keys,) = ctx.saved_tensors
+        # A key may be in several pairs.
+        return grad.new_zeros(ctx.shape).scatter_add_(-1, keys, grad[:, None].expand_as(keys)), None, None
 
 
 class _RMSNorm(nn.Module):

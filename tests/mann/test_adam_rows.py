@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments.ledger import Ledger
+from mann import adam_rows as module
 from mann.adam_rows import adam_rows
 
 SETTINGS = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8}
@@ -44,8 +45,27 @@ def test_moves_the_rows_as_the_formulas_say_and_no_other(n, width, dtype):
         assert torch.equal(part[others], old[others])
 
 
-def test_rows_of_a_view_and_of_a_trained_table():
-    parts, rows, grad = draw(50, 16, 20)
+@pytest.mark.parametrize(
+    "named", [range(1000), range(3, 1000), range(997), [*range(2, 400), *range(401, 990)]]
+)
+def test_runs_of_neighbours_are_moved_where_they_stand(monkeypatch, named):
+    parts, _, _ = draw(1000, 16, 0, torch.float32)
+    rows = torch.tensor(named)
+    grad = torch.randn(len(rows), 16, generator=torch.Generator().manual_seed(0))
+    copied, before = [part.clone() for part in parts], [part.clone() for part in parts]
+    adam_rows(*parts, rows, grad, step=3, **SETTINGS)
+    monkeypatch.setattr(module, "RUN", 1001)
+    adam_rows(*copied, rows, grad, step=3, **SETTINGS)
+    others = torch.ones(1000, dtype=torch.bool).index_fill(0, rows, False)
+    for part, same, old in zip(parts, copied, before, strict=True):
+        assert torch.equal(part, same)
+        assert torch.equal(part[others], old[others])
+        assert not torch.equal(part[rows], old[rows])
+
+
+@pytest.mark.parametrize("n", [20, 45, 50])
+def test_rows_of_a_view_and_of_a_trained_table(n):
+    parts, rows, grad = draw(50, 16, n)
     wide = torch.nn.Parameter(torch.cat([parts[0], parts[0]], 1))
     expected = [part.clone() for part in parts]
     with torch.no_grad():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.ledger import Ledger
-from mann.topk import top_ids
+from mann.topk import CACHED, FEW, LEAST, SHORT, WORTH, top_ids
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 40), st.booleans())
@@ -20,6 +20,32 @@ def test_it_is_a_stable_sort_cut_off(seed, n, k, tied):
     expected = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     assert torch.equal(top_ids(scores, k), expected)
     assert torch.equal(top_ids(scores.transpose(0, 1), k), expected.transpose(0, 1))
+
+
+@pytest.mark.parametrize("kind", ["apart", "next to each other", "tied", "below zero", "strange", "strided"])
+@pytest.mark.parametrize(
+    ("n", "k"), [(64, 1), (64, 63), (64, 64), (119, 32), (128, 32), (512, 32), (1000, 64), (1024, 3)]
+)
+def test_short_words_find_the_same(n, k, kind):
+    """Rows of so many numbers that they are found in parts, and by fewer bits than the numbers have."""
+    scores = torch.randn(CACHED // n + 700, n, generator=torch.Generator().manual_seed(n))
+    assert LEAST <= n <= SHORT
+    assert k <= FEW
+    assert scores.numel() > max(CACHED, WORTH)
+    if kind == "next to each other":
+        scores = (scores * 8).round() * 2**-23 + 1
+    elif kind == "tied":
+        scores = scores.round()
+    elif kind == "below zero":
+        scores = -scores.square() * 1e-30
+    elif kind == "strange":
+        for value in (torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-45):
+            scores[torch.rand(scores.shape, generator=torch.Generator().manual_seed(k)) < 0.1] = value
+            scores = scores.roll(1, 0)
+    elif kind == "strided":
+        scores = scores.t().contiguous().t()
+    expected = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    assert torch.equal(top_ids(scores, k), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.ledger import Ledger
-from retrieval.rows import gradient_rows, match_rows, sum_rows
+from retrieval.rows import gradient_rows, match_rows, row_items, sum_rows, take_rows
 
 
 def _inputs(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -38,14 +38,15 @@ def test_a_narrow_query_is_matched_in_the_type_of_the_table() -> None:
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [6, 4000, 40_000])
-def test_rows_are_matched_in_any_order_of_work(size: int, kind: torch.dtype) -> None:
+@pytest.mark.parametrize("width", [8, 300])
+def test_rows_are_matched_in_any_order_of_work(width: int, size: int, kind: torch.dtype) -> None:
     """Few rows of a table are named, or all; in types with an order of work of their own, and in one without."""
     generator = torch.Generator().manual_seed(0)
-    table, query = (torch.randn(n, 8, generator=generator).to(kind) for n in (size, 700))
+    table, query = (torch.randn(n, width, generator=generator).to(kind) for n in (size, 700))
     rows = torch.randint(0, size, (700, 3), generator=generator)
     expected = (table[rows].double() * query[:, None].double()).sum(-1)
-    tolerance = {"rtol": 2e-2, "atol": 2e-2} if kind == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(match_rows(table, rows, query).double(), expected, **tolerance)
+    bound = (2e-2 if kind == torch.bfloat16 else 1e-5) * (width / 8) ** 0.5
+    torch.testing.assert_close(match_rows(table, rows, query).double(), expected, rtol=bound, atol=bound)
 
 
 def test_a_second_derivative_is_refused_in_words() -> None:
@@ -93,11 +94,36 @@ def test_a_sparse_gradient_holds_what_was_named_once_and_in_order(shape: tuple[i
     sparse, dense = pairs[("matched", "weighted", "plain").index(kind)]
     assert torch.equal(sparse, dense)
     upstream = torch.randn_like(dense)
-    (found,), (wanted,) = (torch.autograd.grad(y, table, upstream) for y in (sparse, dense))
+    others = {"matched": (query,), "weighted": (weight,), "plain": ()}[kind]
+    (found, *rest), (wanted, *right) = (
+        torch.autograd.grad(y, (table, *others), upstream) for y in (sparse, dense)
+    )
+    torch.testing.assert_close(rest, right)
     assert found.is_sparse
     assert found.is_coalesced()
     assert found.indices()[0].tolist() == sorted(set(rows.flatten().tolist()))
     torch.testing.assert_close(found.to_dense(), wanted)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_rows_are_copied(kind: torch.dtype) -> None:
+    table = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).to(kind).requires_grad_()
+    for part in (table, table[::2], table[:, 1:3]):
+        for rows in ([], [3], [7, 0, 7, 24, 1]):
+            found = take_rows(part, torch.tensor(rows, dtype=torch.int64))
+            assert torch.equal(found, part.detach()[rows])
+            assert not found.requires_grad
+            found.fill_(0)
+    assert torch.equal(
+        table.detach(), torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).to(kind)
+    )
+
+
+def test_a_row_is_an_item_of_the_same_memory() -> None:
+    x = torch.arange(6.0).view(3, 2).requires_grad_()
+    items = row_items(x)
+    items[[0, 2]] = items[[2, 1]]
+    assert x.tolist() == [[4, 5], [2, 3], [2, 3]]
 
 
 def test_rows_of_a_gradient_are_taken_as_they_are_where_they_are_in_order() -> None:
