@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from retrieval.ordering import ID, words
+from retrieval.ordering import ID, turned, words
 
 __all__ = ["top_ids"]
 
@@ -73,8 +73,7 @@ def _by_short_words(scores: Float[np.ndarray, "rows n"], k: int) -> Int[np.ndarr
     places = np.arange(n, dtype=np.int32)
     last = np.int32((1 << (n - 1).bit_length()) - 1)
     # As words() orders them, with places for the last bits.
-    packed = (scores + np.float32(0)).view(np.int32)
-    packed ^= (packed >> 31) & np.int32(2**31 - 1)
+    packed = turned((scores + np.float32(0)).view(np.int32))
     packed |= last
     packed ^= ~places
     if k == n or n <= SORTED:

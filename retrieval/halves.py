@@ -28,6 +28,8 @@ from retrieval.shortlist import (
     half_floor,
     kth_largest,
     multiplies_bfloat16,
+    places_by_group,
+    put_in_order,
     ragged,
     rounded,
 )
@@ -259,18 +261,12 @@ class _Choice:
         if first and (kth := kth_largest(largest, self._k)).min() > 0:
             self._raise(kth)
         if self._floor.min() <= 0:
-            order.bitwise_xor_((order >> 15).bitwise_and_(0x7FFF))
+            put_in_order(scores)
             largest = self._largest(order)
             if first:
                 self._raise(kth_largest(largest, self._k))
-        groups = largest.shape[1]
-        hit = np.flatnonzero(largest >= self._floor[:, None])
-        row = hit // groups
-        place = (hit - row * groups + row * wide)[:, None] + np.arange(0, wide, groups)
-        # Nearly all of these groups have one entry on the list: little may be done for each of their entries.
-        value = order.numpy().ravel().take(place)
-        hit = np.flatnonzero(value >= self._floor[row][:, None])
-        row, place, value = row[hit // _GROUP], place.ravel()[hit], value.ravel()[hit]
+        place = places_by_group(order.numpy(), largest, self._floor)
+        row, value = place // wide, order.numpy().ravel()[place]
         self._counts += np.bincount(row, minlength=len(self._counts))
         self._lost |= self._counts > 8 * self._k + _LONG
         if self._lost.any():

@@ -98,9 +98,9 @@ class Neighbors:
     ) -> Neighbors:
         """From raw results in which a missing neighbour has a negative id: mask it, and put the rest first."""
         mask = ids >= 0
-        work = Work(flops, bytes - bytes_written, bytes_written, bytes_random, intops)
         right = scores.shape == ids.shape and scores.dtype == torch.float32 and ids.dtype == torch.int64
         if right and bool(mask.all()):
+            work = Work(flops, bytes - bytes_written, bytes_written, bytes_random, intops)
             return cls.known(scores, ids, mask, work)
         if not bool(
             (mask[..., :-1] | ~mask[..., 1:]).all()

@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["ID", "NOTHING", "in_order", "unpacked", "words"]
+__all__ = ["ID", "NOTHING", "in_order", "turned", "unpacked", "words"]
 
 # The bits of a word that hold the id.
 ID = 2**32 - 1
 # Sorts behind every neighbour.
 NOTHING = np.iinfo(np.int64).max
+
+
+def turned(bits: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+    """Bits of floats from and to whole numbers in the same order, of any width."""
+    return bits ^ ((bits >> (8 * bits.itemsize - 1)) & np.iinfo(bits.dtype).max)
 
 
 def words(scores: Float[np.ndarray, "*shape"], ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
@@ -19,8 +24,7 @@ def words(scores: Float[np.ndarray, "*shape"], ids: Int[np.ndarray, "*shape"]) -
     Ids have to fit into 32 bits.
     """
     bits = (scores + np.float32(0)).view(np.int32)  # no zero is smaller than another
-    bits = bits ^ ((bits >> 31) & np.int32(2**31 - 1))
-    return (~bits.astype(np.int64) << 32) | ids
+    return (~turned(bits).astype(np.int64) << 32) | ids
 
 
 def unpacked(
@@ -28,7 +32,7 @@ def unpacked(
 ) -> tuple[Float[np.ndarray, "*shape"], Int[np.ndarray, "*shape"]]:
     """Scores and ids of :func:`words`; minus infinity and -1 of :data:`NOTHING`."""
     bits = ~(found >> 32).astype(np.int32)
-    scores = (bits ^ ((bits >> 31) & np.int32(2**31 - 1))).view(np.float32)
+    scores = turned(bits).view(np.float32)
     nothing = found == NOTHING
     if not nothing.any():
         return scores, found & ID

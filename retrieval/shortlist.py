@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from retrieval.ordering import turned
+
 __all__ = [
     "HIGHEST",
     "LOWEST",
@@ -26,6 +28,8 @@ __all__ = [
     "half_floor",
     "kth_largest",
     "multiplies_bfloat16",
+    "places_by_group",
+    "put_in_order",
     "ragged",
     "rounded",
 ]
@@ -83,22 +87,51 @@ def float_floor(kth: Float[np.ndarray, " n"], error: np.ndarray) -> Float[np.nda
 
 def half_floor(kth: Int[np.ndarray, " n"], error: np.ndarray) -> Int[np.ndarray, " n"]:
     """The same for the bits of numbers that were rounded to bfloat16, made monotone."""
-    score = (_turned(kth).astype(np.int32) << 16).view(np.float32).astype(np.float64)
+    score = (turned(kth).astype(np.int32) << 16).view(np.float32).astype(np.float64)
     # What the k best are at least, less what one of them may have lost.
     bits = float_floor(score - _HALF_UNIT * np.abs(score), error).view(np.int32)
     # The upper half, in the order of whole numbers: what is cut off only lowers it.
-    floor = ((bits ^ ((bits >> 31) & np.int32(2**31 - 1))) >> 16).astype(np.int16)
+    floor = (turned(bits) >> 16).astype(np.int16)
     # One less, for a zero that is negative, or a number that was cut instead of rounded.
     return np.maximum(floor, _LEAST) - np.int16(1)
 
 
-def _turned(bits: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Bits of bfloat16 from and to whole numbers in the same order."""
-    return bits ^ ((bits >> 15) & np.int16(0x7FFF))
-
-
 # One above minus infinity, so that one less is not below.
-_LEAST = _turned(np.array([-0x80], np.int16))[0] + np.int16(2)
+_LEAST = turned(np.array([-0x80], np.int16))[0] + np.int16(2)
+
+
+def put_in_order(scores: Tensor) -> None:
+    """Turn the bits of scores in bfloat16, in place, into whole numbers in the same order."""
+    bits = scores.view(torch.int16)
+    bits.bitwise_xor_((bits >> 15).bitwise_and_(0x7FFF))
+
+
+def places_by_group(
+    order: np.ndarray, largest: np.ndarray, floor: np.ndarray, every: np.ndarray | None = None
+) -> Int[np.ndarray, " m"]:
+    """Where scores lie that reach their row's bound, looked for in the groups of which one does.
+
+    Args:
+        order: The scores.
+        largest: The largest of each group; a group takes every so manyth column.
+        floor: The bound of each row.
+        every: Rows of which all are wanted.
+
+    Shapes:
+        order: ``[n, wide]``, largest: ``[n, groups]``, floor, every: ``[n]``
+    """
+    wide, groups = order.shape[1], largest.shape[1]
+    reached = largest >= floor[:, None]
+    if every is not None:
+        reached[every] = True
+    hit = np.flatnonzero(reached)
+    row = hit // groups
+    # Nearly all of these groups have one entry on the list: little may be done for each of their entries.
+    place = (hit - row * groups + row * wide)[:, None] + np.arange(0, wide, groups)
+    hits = order.ravel().take(place) >= floor[row][:, None]
+    if every is not None:
+        hits |= every[row][:, None]
+    return place[hits]
 
 
 def ragged(counts: Int[np.ndarray, " n"], values: np.ndarray, fill: int = -1) -> np.ndarray:

@@ -86,9 +86,9 @@ class Ring(Enrolled):
             ValueError: If they are too many or too few, or a row is named twice or does not exist.
         """
         if rows is None:
-            if batch is None or batch <= self.rows:
-                return torch.arange(self.rows if batch is None else batch, device="cpu")
-            at = torch.arange(batch, device="cpu")
+            at = torch.arange(self.rows if batch is None else batch, device="cpu")
+            if len(at) <= self.rows:
+                return at
         elif rows.dtype == torch.bool:
             if rows.shape != (self.rows,):
                 raise ValueError(

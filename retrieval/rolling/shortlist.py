@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrieval.shortlist import float_floor, half_floor, kth_largest, ragged
+from retrieval.shortlist import float_floor, half_floor, kth_largest, places_by_group, put_in_order, ragged
 
 __all__ = ["group_width", "reaching"]
 
@@ -52,17 +52,17 @@ def reaching(scores: Tensor, error: Float[np.ndarray, " n"], k: int, high: int) 
     order = scores.view(torch.int16) if half else scores
     for positive in (True, False) if half else (False,):
         if half and not positive:
-            order.bitwise_xor_((order >> 15).bitwise_and_(0x7FFF))
+            put_in_order(scores)
         # Groups take every so manyth column, which one pass over contiguous memory finds.
         largest = order.unflatten(1, (width, wide // width)).amax(1).numpy()
         kth = kth_largest(largest, k)
         floor = half_floor(kth, error) if half else float_floor(kth, error)
         if not positive or (floor[~every] > 0).all():
             break
-    direct = wide <= _DIRECT * k
-    place = (_places if direct else _places_by_group)(
-        order.numpy(), largest, floor, every if unknown else None
-    )
+    if wide <= _DIRECT * k:
+        place = _places(order.numpy(), floor, every)
+    else:
+        place = places_by_group(order.numpy(), largest, floor, every if unknown else None)
     if unknown:
         place = place[place % wide < high]
     begins = np.arange(n) * wide
@@ -70,33 +70,12 @@ def reaching(scores: Tensor, error: Float[np.ndarray, " n"], k: int, high: int) 
     return ragged(counts, place - np.repeat(begins, counts))
 
 
-def _places(
-    order: np.ndarray, largest: np.ndarray, floor: np.ndarray, every: np.ndarray | None
-) -> Int[np.ndarray, " m"]:
+def _places(order: np.ndarray, floor: np.ndarray, every: np.ndarray) -> Int[np.ndarray, " m"]:
     """Where the scores lie that reach their row's bound, and all of some rows."""
     reached = order >= floor[:, None]
-    if every is not None:
-        reached[every] = True
+    reached[every] = True
     # By eights, as most of these have none.
     packed = np.packbits(reached)
     eight = np.flatnonzero(packed != 0)
     hit = np.flatnonzero(np.unpackbits(packed[eight]).view(np.bool_))
     return 8 * eight[hit >> 3] + (hit & 7)
-
-
-def _places_by_group(
-    order: np.ndarray, largest: np.ndarray, floor: np.ndarray, every: np.ndarray | None
-) -> Int[np.ndarray, " m"]:
-    """The same, of the groups of which one does."""
-    wide, groups = order.shape[1], largest.shape[1]
-    reached = largest >= floor[:, None]
-    if every is not None:
-        reached[every] = True
-    hit = np.flatnonzero(reached)
-    row = hit // groups
-    # Nearly all of these groups have one entry on the list: little may be done for each of their entries.
-    place = (hit - row * groups + row * wide)[:, None] + np.arange(0, wide, groups)
-    hits = order.ravel().take(place) >= floor[row][:, None]
-    if every is not None:
-        hits |= every[row][:, None]
-    return place[hits]
