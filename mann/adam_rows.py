@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from retrieval.rows import row_items, take_rows
+from retrieval.rows import row_reader, row_writer
 
 __all__ = ["CACHED", "adam_rows"]
 
@@ -94,22 +94,22 @@ def _adam_rows(
             move(grad.split(lengths), [part.split(sizes)[1::2] for part in parts])
             return
         rest = torch.ones(len(table), dtype=torch.bool).index_fill_(0, rows, False).nonzero()[:, 0]
-        kept = [take_rows(part, rest) for part in parts]
+        kept = [row_reader(part, len(rest))(rest) for part in parts]
         # What stands in place of the rows without a gradient does not matter.
         new = grad.new_zeros(size, table.shape[1])
         ends = torch.searchsorted(rows, torch.arange(0, len(table) + size, size)).diff().tolist()
         pieces = [part.split(size) for part in parts]
-        put = _writer(new)
+        put = row_writer(new)
         for n, (here, given) in enumerate(zip(rows.split(ends), grad.split(ends), strict=True)):
             put(here - n * size, given)
             changed = [[piece[n]] for piece in pieces]
             move([new[: len(changed[0][0])]], changed)
         for part, old in zip(parts, kept, strict=True):
-            _writer(part)(rest, old)
+            row_writer(part)(rest, old)
         return
-    writers = [_writer(part) for part in parts]
+    readers, writers = [row_reader(part, size) for part in parts], [row_writer(part) for part in parts]
     for here, given in zip(rows.split(size), grad.split(size), strict=True):
-        changed = [[take_rows(part, here)] for part in parts]
+        changed = [[read(here)] for read in readers]
         move([given], changed)
         for put, (values,) in zip(writers, changed, strict=True):
             put(here, values)
@@ -123,14 +123,6 @@ def _runs(rows: Tensor, n_rows: int) -> tuple[list[int], list[int]]:
     gaps = ends - lengths - F.pad(ends[:-1], (1, 0))
     sizes = torch.stack([gaps, lengths], 1).flatten().tolist()
     return lengths.tolist(), [*sizes, n_rows - sum(sizes)]
-
-
-def _writer(table: Tensor) -> Callable[[Tensor, Tensor], object]:
-    """What writes rows of a table, each but once."""
-    if table.device.type != "cpu" or not table.is_contiguous():
-        return lambda rows, values: table.index_copy_(0, rows, values)
-    items = row_items(table)
-    return lambda rows, values: items.__setitem__(rows.numpy(), row_items(values))
 
 
 @torch.library.register_fake("mnemograph::adam_rows")

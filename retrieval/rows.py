@@ -7,9 +7,9 @@ type of autocast, and add up in it, row after sorted row: slower, and less exact
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["gradient_rows", "match_rows", "row_items", "sum_rows", "take_rows"]
+__all__ = ["gradient_rows", "match_rows", "row_reader", "row_writer", "sum_rows"]
 
 # Bytes of rows that stay in a CPU's cache until they are multiplied.
 PIECE = 1 << 20
@@ -77,32 +77,45 @@ def sum_rows(
     return _SumRows.apply(table, _flat(rows), weight, sparse).view(*rows.shape[:-1], table.shape[1])
 
 
-def take_rows(table: Float[Tensor, "vocab width"], rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
-    """A copy of rows, as ``index_select`` makes it; in float32 on CPUs memory is asked for them ahead of time.
+def row_reader(
+    table: Float[Tensor, "vocab width"], most: int
+) -> Callable[[Int[Tensor, " rows"]], Float[Tensor, "rows width"]]:
+    """What copies rows of a table, piece by piece; in float32 on CPUs memory is asked for them ahead of time.
 
     Args:
         table: What they are copied out of; not recorded by autograd.
-        rows: Which ones.
+        most: Rows of a piece, at most.
 
     Shapes:
-        table: ``[vocab, width]``; rows: ``[rows]``; output: ``[rows, width]``.
+        table: ``[vocab, width]``
     """
-    if table.device.type != "cpu" or table.dtype != torch.float32 or not len(rows):
-        return table.detach().index_select(0, rows)
+    table = table.detach()
+    if table.device.type != "cpu" or table.dtype != torch.float32:
+        return lambda rows: table.index_select(0, rows)
     # Sums of bags of one, whose kernel does so. What F.embedding_bag checks in Python takes a tenth of the time.
-    return torch.embedding_bag(table.detach(), rows, torch.arange(len(rows)))[0]
+    bags = torch.arange(most)
+    return lambda rows: torch.embedding_bag(table, rows, bags[: len(rows)])[0]
 
 
-def row_items(x: Float[Tensor, "rows width"]) -> np.ndarray:
-    """A matrix for NumPy, each row an item: copied as a whole, in half the time that torch takes for its numbers.
+def row_writer(
+    table: Float[Tensor, "vocab width"],
+) -> Callable[[Int[Tensor, " rows"], Float[Tensor, "rows width"]], object]:
+    """What puts values into rows of a table, each but once.
 
     Args:
-        x: On a CPU and contiguous; its memory is shared.
+        table: What is written; not recorded by autograd.
 
     Shapes:
-        x: ``[rows, width]``; result: ``[rows]``.
+        table: ``[vocab, width]``
     """
-    return x.detach().numpy().view(f"V{x.shape[1] * x.element_size()}")[:, 0]
+    table = table.detach()
+    # NumPy has no bfloat16.
+    if table.device.type != "cpu" or table.dtype == torch.bfloat16 or not table.is_contiguous():
+        return lambda rows, values: table.index_copy_(0, rows, values)
+    # A row is one item to NumPy, copied as a whole; torch copies number after number, in twice the time.
+    item = f"V{table.shape[1] * table.element_size()}"
+    items = table.numpy().view(item)
+    return lambda rows, values: items.__setitem__(rows.numpy(), values.numpy().view(item))
 
 
 def gradient_rows(
@@ -230,12 +243,12 @@ def _dot_rows(
     if rows.is_cuda or table.dtype not in (torch.float32, torch.float64) or _hardly_named(table, rows):
         row = rows.shape[1] * table.shape[1] * table.element_size()
         size = len(rows) if rows.is_cuda else max(1, PIECE // row)
+        read = row_reader(table, size * rows.shape[1])
         for asked, names, out in zip(
             query[:, None].split(size), rows.split(size), result[:, None].split(size), strict=True
         ):
-            read = take_rows(table, names.flatten()).view(*names.shape, -1)
             # Autocast leaves products into a given result alone; for it the rows would have to be cast first.
-            torch.bmm(asked, read.mT, out=out)
+            torch.bmm(asked, read(names.flatten()).view(*names.shape, -1).mT, out=out)
         return result
     # Row after row: then the table is read from end to end, and what is read at random are queries, which a cache
     # holds: a sixth to a half of the time.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.ledger import Ledger
-from retrieval.rows import gradient_rows, match_rows, row_items, sum_rows, take_rows
+from retrieval.rows import gradient_rows, match_rows, row_reader, row_writer, sum_rows
 
 
 def _inputs(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -106,24 +106,23 @@ def test_a_sparse_gradient_holds_what_was_named_once_and_in_order(shape: tuple[i
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_rows_are_copied(kind: torch.dtype) -> None:
-    table = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).to(kind).requires_grad_()
-    for part in (table, table[::2], table[:, 1:3]):
-        for rows in ([], [3], [7, 0, 7, 24, 1]):
-            found = take_rows(part, torch.tensor(rows, dtype=torch.int64))
-            assert torch.equal(found, part.detach()[rows])
-            assert not found.requires_grad
-            found.fill_(0)
-    assert torch.equal(
-        table.detach(), torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).to(kind)
-    )
-
-
-def test_a_row_is_an_item_of_the_same_memory() -> None:
-    x = torch.arange(6.0).view(3, 2).requires_grad_()
-    items = row_items(x)
-    items[[0, 2]] = items[[2, 1]]
-    assert x.tolist() == [[4, 5], [2, 3], [2, 3]]
+@pytest.mark.parametrize(
+    "part", [(slice(None), slice(None)), (slice(0, 50, 2), slice(None)), (slice(None), slice(1, 3))]
+)
+def test_rows_are_read_and_written(part: tuple[slice, slice], kind: torch.dtype) -> None:
+    whole = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).to(kind).requires_grad_()
+    table, before = whole[part], whole.detach().clone()
+    read = row_reader(table, 5)
+    for rows in ([], [3], [7, 0, 7, 24, 1]):
+        found = read(torch.tensor(rows, dtype=torch.int64))
+        assert torch.equal(found, before[part][rows])
+        assert not found.requires_grad
+        found.fill_(0)
+    assert torch.equal(whole.detach(), before)
+    rows, values = torch.tensor([7, 0, 24]), torch.ones(3, table.shape[1], dtype=kind)
+    row_writer(table)(rows, values)
+    assert torch.equal(table.detach()[rows], values)
+    assert whole.detach().ne(before).sum() == values.numel()
 
 
 def test_rows_of_a_gradient_are_taken_as_they_are_where_they_are_in_order() -> None:
